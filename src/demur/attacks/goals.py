@@ -1,0 +1,128 @@
+"""What an attacker wants: which answers count as success, and the loss that leads there, in one object.
+
+A goal names the *wanted* columns of the scores for each image. The attack has succeeded where the decision is a wanted
+column; the loss to maximise sets the best wanted column against the best of the others. The reject column is one of
+the others (or of the wanted), never a special case, so every attack that takes a goal is aware of rejection.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from demur.errors import DemurError
+
+Measure = Literal["margin", "cross_entropy"]
+
+
+@dataclass(frozen=True)
+class Goal(ABC):
+    """What every goal has. `by` is how the loss compares wanted columns w with the others o:
+
+    `margin`: max_w s - max_o s. For Evade this is eq. 2.5.1 of the rejection paper, with its sign turned.
+    `cross_entropy`: logsumexp_w s - logsumexp_o s, the log-odds of the wanted columns under the softmax. For AnyError its
+    gradient points where that of the usual cross-entropy does (they differ by a positive factor for each image), without
+    vanishing in float32 where the softmax saturates.
+
+    Both are unchanged if a constant is added to all scores of an image (R6).
+    """
+
+    by: Measure = "margin"
+
+    def __post_init__(self) -> None:
+        if self.by not in ("margin", "cross_entropy"):
+            raise DemurError(f"a goal's loss goes by 'margin' or 'cross_entropy', not {self.by!r}.")
+
+    @abstractmethod
+    def wanted(self, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+        """Tell which columns count as success: (N, columns) bool."""
+
+    def success(self, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+        """Tell where the decision is a wanted column: (N,) bool. Never where a score is NaN or infinite: no decision is made there."""
+        decided = self.wanted(scores, labels, num_classes).gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
+        return decided & torch.isfinite(scores).all(1)
+
+    def loss(self, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+        """Compute the loss that the attacker maximises: (N,), for `margin` positive where the attack succeeds."""
+        wanted = self.wanted(scores, labels, num_classes)
+        inside, outside = scores.masked_fill(~wanted, -torch.inf), scores.masked_fill(wanted, -torch.inf)
+        if self.by == "margin":
+            return inside.amax(1) - outside.amax(1)
+        return inside.logsumexp(1) - outside.logsumexp(1)
+
+    def check(self, labels: Tensor, num_classes: int, columns: int) -> None:  # noqa: B027 - most goals fit any classifier
+        """Raise DemurError if the goal does not fit the labels (N,) or the classifier's score columns."""
+
+    def select(self, index: Tensor) -> Self:
+        """Give the goal for the images of that index, where it differs between images."""
+        return self
+
+
+@dataclass(frozen=True)
+class Evade(Goal):
+    """Be accepted as a class that is not the image's: wrong *and accepted*. The default; a rejected image is no success."""
+
+    def wanted(self, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+        """All classes but the image's own."""
+        wanted = _no_columns(scores)
+        wanted[:, :num_classes] = True
+        return wanted.scatter(1, labels[:, None], False)
+
+
+@dataclass(frozen=True)
+class AnyError(Goal):
+    """Not be answered correctly: a rejection is a success too. An attacker who does not know of the reject column."""
+
+    def wanted(self, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+        """All columns but the image's own class."""
+        return (~_no_columns(scores)).scatter(1, labels[:, None], False)
+
+
+@dataclass(frozen=True)
+class ForceReject(Goal):
+    """Be declined: denial of service. Needs a classifier with a reject column."""
+
+    def wanted(self, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+        """Only the reject column."""
+        wanted = _no_columns(scores)
+        wanted[:, num_classes:] = True
+        return wanted
+
+    def check(self, labels: Tensor, num_classes: int, columns: int) -> None:
+        """Raise DemurError where there is no reject column."""
+        if columns == num_classes:
+            raise DemurError("ForceReject needs a classifier with a reject column; this one always answers.")
+
+
+@dataclass(frozen=True, eq=False)
+class _Target(Goal):
+    classes: Tensor = field(default_factory=lambda: torch.tensor(0))
+
+    def wanted(self, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+        classes = self.classes.to(scores.device).expand(len(scores))
+        return _no_columns(scores).scatter(1, classes[:, None], True)
+
+    def check(self, labels: Tensor, num_classes: int, columns: int) -> None:
+        classes = self.classes
+        if classes.is_floating_point() or classes.ndim > 1 or (classes.ndim == 1 and len(classes) != len(labels)):
+            raise DemurError(
+                f"Target takes one class, or one for each of the {len(labels)} images, as integers; got shape {tuple(classes.shape)}."
+            )
+        if bool((classes < 0).any()) or bool((classes >= num_classes).any()):
+            raise DemurError(f"Target takes classes in 0..{num_classes - 1}; to aim at rejection use ForceReject.")
+        if bool((classes.to(labels.device) == labels).any()):
+            raise DemurError("Target holds the true class of an image; an attack aims at another one.")
+
+    def select(self, index: Tensor) -> Self:
+        return self if self.classes.ndim == 0 else replace(self, classes=self.classes.to(index.device)[index])
+
+
+def Target(classes: int | Tensor, by: Measure = "margin") -> Goal:  # noqa: N802 - reads as the goal that it makes
+    """Be accepted as a chosen class: one for all images, or (N,) one for each."""
+    return _Target(by=by, classes=torch.as_tensor(classes))
+
+
+def _no_columns(scores: Tensor) -> Tensor:
+    return torch.zeros_like(scores, dtype=torch.bool)

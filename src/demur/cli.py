@@ -1,0 +1,235 @@
+"""The command line: parses, calls, and prints. The only part of demur that talks to the terminal."""
+
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from demur.errors import DemurError
+from demur.progress import reporting
+
+if TYPE_CHECKING:
+    from demur.experiments.results import Figure
+
+INTERRUPTED = 130
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: what is there, whether it is sound, and how to get more.")
+app.add_typer(data_app, name="data")
+
+out_console = Console()
+log_console = Console(stderr=True)
+
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", metavar="DIR", envvar="DEMUR_DATA", help="Where data sets lie.", show_default=False)
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder. Default: runs/EXPERIMENT-PROFILE.")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything that is drawn.")]
+
+
+@app.callback()
+def _root() -> None:
+    """demur: image classifiers that may decline to answer, and the truth about them under attack."""
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help="background-class")],
+    profile: Annotated[
+        str, typer.Option("--profile", metavar="demo|desk|paper", help="The scale, or the path of a profile (.toml).")
+    ] = "demo",
+    data_root: DataRoot = None,
+    out: Out = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Run an experiment, or resume it; write results.json and report.html into its folder, and print the tables."""
+    # Heavy imports wait until they are needed: `demur --help` answers at once.
+    from demur.experiments import run as carry_out
+    from demur.experiments.results import read
+    from demur.report import render
+
+    with _progress():
+        folder = carry_out(experiment, profile, data_root=data_root, out=out, device=device, seed=seed)
+    results = read(folder)
+    for table in results.tables:
+        out_console.print(_table(table.title, table.rows))
+    for line in [*results.summary, *(f"Warning: {warning}" for warning in results.warnings)]:
+        out_console.print(f"• {line}", markup=False, highlight=False)
+    out_console.print(f"Report: {render(folder)}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(out: Out = None, device: Device = "auto", seed: Seed = 0) -> None:
+    """Train and attack on the embedded digits, in a few minutes, and say where the report is."""
+    run("background-class", profile="demo", out=out, device=device, seed=seed)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder, with its results.json.")]) -> None:
+    """Write report.html anew from a run's results."""
+    from demur.report import render
+
+    out_console.print(f"Report: {render(folder)}", markup=False, highlight=False, soft_wrap=True)
+
+
+@data_app.command("list")
+def list_data(data_root: DataRoot = None) -> None:
+    """Say which data sets are there, and which could be downloaded."""
+    from demur import data
+
+    out_console.print(f"Data sets under {data.data_root(data_root)}", markup=False, highlight=False, soft_wrap=True)
+    for status in data.describe(data_root):
+        absent = f"no; {status.megabytes:,} MB to download" if status.megabytes else "no, nor to download"
+        there = absent if status.where is None else "embedded" if status.where == "embedded" else "there"
+        images = " + ".join(f"{count:,}" for count in status.images.values())
+        out_console.print(f"{status.name:18}{there:26}{images} images of {status.classes} classes", highlight=False)
+        out_console.print(f"{'':18}{status.about}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    out_console.print("Get one with: demur data get NAME. A path of an .npz file or of a folder of images by class works as a name, too.")
+
+
+@data_app.command("check")
+def check_data(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Data sets to check; all if none is named.")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Verify counts, checksums and ranges of the data sets that are there. Exits with 1 if one is bad."""
+    from demur import data
+
+    results = data.check(data_root, names or None)
+    for result in results:
+        style = {"ok": "green", "bad": "red"}.get(result.state, "dim")
+        out_console.print(f"{result.state:8}{result.name:18}{result.reason}", style=style, markup=False, highlight=False, soft_wrap=True)
+    if any(result.state == "bad" or (names and result.state == "missing") for result in results):
+        raise typer.Exit(1)
+
+
+@data_app.command("get")
+def get_data(name: Annotated[str, typer.Argument(metavar="NAME")], data_root: DataRoot = None) -> None:
+    """Download a data set into the data root."""
+    from demur import data
+
+    with _progress():
+        data.get(name, data_root)
+    out_console.print(f"{name} is in {data.data_root(data_root)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line. Bad input is one line on stderr and exit code 2; an interruption is exit code 130."""
+    # What libraries warn their callers of is not for the user of a command.
+    warnings.filterwarnings("ignore", module=r"lightning(\..*)?|torch(\..*)?")
+    try:
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer catches Ctrl-C itself, and gives this
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except DemurError as error:
+        _fail(str(error), 2)
+    except typer.TyperException as error:
+        message: str = error.format_message() if hasattr(error, "format_message") else str(error)
+        if message.startswith("Usage:"):  # no command at all: the help is the answer
+            out_console.print(message, markup=False, highlight=False)
+            sys.exit(2)
+        _fail(f"{' '.join(message.split())} See: demur --help", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted. The same command goes on where it was.", INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def _fail(message: str, code: int) -> None:
+    log_console.print(f"demur: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _table(title: str, rows: "list[Figure]") -> Table:
+    """A results table for the terminal: measured, and the paper's figure in brackets."""
+    from demur.report import pivot
+
+    columns, lines = pivot(rows)
+    table = Table(
+        title=title, title_justify="left", caption="\\[the paper's figure]" if any(row.paper is not None for row in rows) else None
+    )
+    grouped = any(line.group for line in lines)
+    if grouped:
+        table.add_column("")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    above = None
+    for line in lines:
+        cells = [_cell(line.cells[column]) if column in line.cells else "" for column in columns]
+        head = [line.group if line.group != above else ""] if grouped else []
+        if above not in (None, line.group):
+            table.add_section()
+        above = line.group
+        table.add_row(*head, line.row, *cells)
+    return table
+
+
+def _cell(figure: "Figure") -> str:
+    from demur.report import number
+
+    if figure.measured is None:
+        text = figure.note or "—"
+    else:
+        text = number(figure.measured, figure.unit) + (f" ± {number(figure.sd, figure.unit)}" if figure.sd is not None else "")
+    return text if figure.paper is None else f"{text} [{number(figure.paper, figure.unit)}]"
+
+
+class _Bars:
+    """Progress as rich bars where there is a terminal, else as a line for each finished piece of the outermost job."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._began = time.monotonic()
+
+    def start(self, job: str, total: float) -> int:
+        """Show a bar."""
+        return self._progress.add_task("  " * len(self._progress.tasks) + job, total=total, note="")
+
+    def advance(self, job: int, amount: float, note: str) -> None:
+        """Move the bar."""
+        self._progress.update(TaskID(job), advance=amount, note=note)
+        outermost = self._progress.tasks[0]
+        if outermost.id == job and amount and not log_console.is_terminal:
+            self.message(f"{outermost.percentage:3.0f} %  {time.monotonic() - self._began:6.0f} s  {note}")
+
+    def finish(self, job: int) -> None:
+        """Take the bar away."""
+        self._progress.remove_task(TaskID(job))
+
+    def message(self, text: str) -> None:
+        """Print a line above the bars."""
+        log_console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with (
+        Progress(*columns, console=log_console, transient=True, disable=not log_console.is_terminal, speed_estimate_period=600) as progress,
+        reporting(_Bars(progress)),
+    ):
+        yield
+
+
+if __name__ == "__main__":
+    main()

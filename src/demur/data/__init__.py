@@ -1,0 +1,38 @@
+"""Images in: labelled sets, data sets by name or path, and background images."""
+
+from demur.data.background import (
+    CandidateRate,
+    FitPredict,
+    Selection,
+    chopped,
+    confusing_classes,
+    embedded_backgrounds,
+    foreign,
+    morphs,
+    photo_patches,
+    with_background,
+)
+from demur.data.images import ImageSet, as_floats
+from demur.data.sources import CheckResult, SourceStatus, check, data_root, describe, get, load
+
+__all__ = [
+    "CandidateRate",
+    "CheckResult",
+    "FitPredict",
+    "ImageSet",
+    "Selection",
+    "SourceStatus",
+    "as_floats",
+    "check",
+    "chopped",
+    "confusing_classes",
+    "data_root",
+    "describe",
+    "embedded_backgrounds",
+    "foreign",
+    "get",
+    "load",
+    "morphs",
+    "photo_patches",
+    "with_background",
+]

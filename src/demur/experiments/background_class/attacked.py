@@ -1,0 +1,150 @@
+"""Attacks on the models of the background-class experiment: who attacks, what came of it, and the two curves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from demur import attacks
+from demur.attacks import AnyError, AttackResult, Evade, ForceReject, Goal
+from demur.classifier import Classifier, outcomes
+from demur.data import ImageSet, as_floats
+from demur.evaluation import Cell, Rates, offset_for, rates, security_curve, shifted
+from demur.evaluation.ledger import Computed
+from demur.experiments.background_class.profile import Profile
+from demur.experiments.cells import Run
+from demur.experiments.results import Curve, Series
+from demur.files import digest
+
+PLAIN, DEFENDED = "Digits", "Digits + background"
+ATTACK_WORK = 6.0  # a float32 attack on an image, against training on it once in bfloat16
+
+NAIVE, AWARE, AWARE_BY_ENTROPY, FORCING, NOISE = "naive", "reject-aware", "reject-aware, cross-entropy", "forcing rejection", "noise"
+GOALS: dict[str, Goal] = {
+    NAIVE: AnyError(by="cross_entropy"),  # the paper's: the cross-entropy of the true class, and no knowledge of the reject column
+    AWARE: Evade(),
+    AWARE_BY_ENTROPY: Evade(by="cross_entropy"),
+    FORCING: ForceReject(),
+    NOISE: Evade(),
+}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack of Tables IV and V, by one attacker."""
+
+    name: str
+    norm: Literal["linf", "l2"]
+    eps: float
+    attacker: str
+    draws: int = 0
+
+    @property
+    def label(self) -> str:
+        """As the tables name it."""
+        return f"{self.name} eps {self.eps:g}, " + (f"best of {self.draws} draws" if self.draws else self.attacker)
+
+    def __call__(self, classifier: Classifier, images: Tensor, labels: Tensor, seed: int) -> AttackResult:
+        """Attack images (N, C, H, W) in [0, 1]."""
+        goal = GOALS[self.attacker]
+        if self.draws:
+            return attacks.noise(classifier, images, labels, norm=self.norm, eps=self.eps, goal=goal, restarts=self.draws, seed=seed)
+        step = attacks.fgs if self.norm == "linf" else attacks.fg
+        return step(classifier, images, labels, eps=self.eps, goal=goal)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, the key of its cell, and its outcomes on the clean test images."""
+
+    classifier: Classifier
+    key: str
+    clean: Tensor
+
+
+def attack_list(profile: Profile, model: str) -> list[Attack]:
+    """The attacks of Tables IV and V on a model, by all attackers, and noise of the same sizes (R13)."""
+    attackers = [NAIVE, AWARE, AWARE_BY_ENTROPY, *([FORCING] if model == DEFENDED else [])]
+    return [
+        *(Attack("FGS", "linf", profile.fgs_eps, attacker) for attacker in attackers),
+        *(Attack("FG", "l2", profile.fg_eps, attacker) for attacker in attackers),
+        Attack("noise", "linf", profile.fgs_eps, NOISE, profile.noise_draws),
+        Attack("noise", "l2", profile.fg_eps, NOISE, profile.noise_draws),
+    ]
+
+
+def attack_cell(model: Trained, attack: Attack, images: ImageSet, seed: int, name: str, run: Run) -> Cell:
+    """Attack a model: the images that the attacker would send, as 8 bits store them, and what became of them."""
+
+    def compute(_: Path) -> Computed:
+        clean = images.floats()
+        result = attack(model.classifier, clean, images.labels, seed)
+        stored = attacks.round_towards(result.attempts, clean)
+        values = {
+            "forwards": int(result.forwards.sum()),
+            "backwards": int(result.backwards.sum()),
+            "flat": int(result.flat.sum()),
+            "sizes": {norm: float(size.mean()) for norm, size in attacks.sizes(clean, result.attempts).items()},
+        }
+        return values, {
+            "images": stored,
+            "found": result.found,
+            "outcomes": outcomes(model.classifier, result.attempts, images.labels),
+            "stored_outcomes": outcomes(model.classifier, as_floats(stored), images.labels),
+        }
+
+    config = {
+        "cell": "attack",
+        "model": model.key,
+        "attack": (attack.name, attack.norm, attack.eps, attack.attacker, attack.draws),
+        "images": images.fingerprint,
+        "seed": seed if attack.draws else None,
+    }
+    return run.cell(f"{attack.label}, on {name}", config, compute, ATTACK_WORK * len(images))
+
+
+def curve_against_eps(profile: Profile, models: dict[str, Trained], images: ImageSet, seed: int, run: Run) -> Curve:
+    """The three outcomes under FGS as it is allowed more, for each model and attacker."""
+    series = []
+    for name, model in models.items():
+        for attacker in (NAIVE, AWARE):
+
+            def outcomes_at(eps: float, name: str = name, model: Trained = model, attacker: str = attacker) -> Tensor:
+                attack = Attack("FGS", "linf", eps, attacker)
+                return attack_cell(model, attack, images, seed, f"{name}, curve", run).tensors["outcomes"]
+
+            series.append(_series(f"{name}, {attacker}", security_curve(outcomes_at, profile.curve.eps).rates))
+    note = f"Outcomes of the attacked images as sent: {len(images):,} test images of the first split."
+    return Curve("Outcomes under FGS as it is allowed more", "eps (Linf)", list(profile.curve.eps), series, note)
+
+
+def curve_against_rejection(profile: Profile, model: Trained, images: ImageSet, validation: ImageSet, seed: int, run: Run) -> Curve:
+    """The three outcomes as the reject score is raised, so that more clean images are falsely rejected (R21).
+
+    The offset is set on clean validation images that are neither trained on nor attacked (R17), and the attackers know it.
+    """
+    lines: dict[str, list[Rates]] = {"clean images": [], NAIVE: [], AWARE: []}
+    for rate in profile.curve.rejected:
+        offset = offset_for(model.classifier, validation.floats(), rate)
+        moved = replace(model, classifier=shifted(model.classifier, offset), key=digest(model.key, repr(offset)))
+        lines["clean images"].append(rates(outcomes(moved.classifier, images.floats(), images.labels)))
+        for attacker in (NAIVE, AWARE):
+            attack = Attack("FGS", "linf", profile.fgs_eps, attacker)
+            cell = attack_cell(moved, attack, images, seed, f"{DEFENDED} at {100 * rate:g} % rejection", run)
+            lines[attacker].append(rates(cell.tensors["outcomes"]))
+    series = [_series(name if name == "clean images" else f"FGS, {name}", line) for name, line in lines.items()]
+    note = (
+        f"{DEFENDED}, with a constant added to the reject score so that it rejects this share of {len(validation):,} other clean "
+        "test images. "
+        f"{len(images):,} images of the first split; what is rejected of them when clean is in the first panel."
+    )
+    return Curve("Outcomes against false rejection", "share of clean images rejected", list(profile.curve.rejected), series, note)
+
+
+def _series(name: str, points: Sequence[Rates]) -> Series:
+    def share(outcome: str) -> list[float]:
+        return [getattr(point, outcome) / point.n for point in points]
+
+    return Series(name, share("correct"), share("rejected"), share("wrong"), points[0].n)

@@ -1,0 +1,158 @@
+"""The background-class experiment from end to end: its images, its cells, its tables and its gallery."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from demur import data, seeds
+from demur.attacks import sizes
+from demur.classifier import Classifier, Outcome, decide, outcomes_of
+from demur.data import ImageSet, as_floats
+from demur.data.background import embedded_backgrounds
+from demur.errors import DemurError
+from demur.experiments.background_class import cells
+from demur.experiments.background_class.attacked import (
+    ATTACK_WORK,
+    AWARE,
+    DEFENDED,
+    NAIVE,
+    PLAIN,
+    Attack,
+    attack_list,
+    curve_against_eps,
+    curve_against_rejection,
+)
+from demur.experiments.background_class.cells import Material, Split
+from demur.experiments.background_class.profile import Profile
+from demur.experiments.background_class.tables import Sheets
+from demur.experiments.cells import Run
+from demur.experiments.results import Curve, Data, Picture, Table, write_gallery
+from demur.networks import background_class_network
+
+TITLE = "Background class"
+SOURCE = "McCoyd & Wagner 2018, Background Class Defense Against Adversarial Examples"
+_NAMES: tuple[Literal["correct", "rejected", "wrong"], ...] = ("correct", "rejected", "wrong")  # in the order of Outcome
+
+
+def prepare(profile: Profile, data_root: Path | None, seed: int) -> Material:
+    """Load the images, and find what will not work with them before anything is written."""
+    images = _first_at_hand(profile.data, data_root)
+    if profile.made_per_kind:
+        # Made of the test part, which is not used otherwise: a morph of an image that is tested would be a hint.
+        source = data.load(images.name, "test", data_root)
+        images = embedded_backgrounds(images, profile.made_per_kind, seeds.derive(seed, "made"), source)
+    selection = _first_at_hand(profile.selection.data, data_root) if profile.selection.data else images
+    keys = tuple(profile.keys)
+    candidates = tuple(name for name in images.class_names if name not in keys)
+    chosen = candidates if profile.background == "selected" else tuple(profile.background)
+    if not chosen:
+        raise DemurError(f"{images.name} has no classes but the key classes: nothing is left for the background.")
+    images.only((*keys, *chosen))
+    _, held_out = images.only(keys).split(profile.held_out, seed)
+    if len(held_out) <= profile.curve.images:
+        raise DemurError(
+            f"curve.images is {profile.curve.images}, but only {len(held_out)} are held out, and some must be left to set a threshold."
+        )
+    settings = profile.selection
+    selection.only((*keys, *candidates)).balanced(settings.per_class, seed)
+    if settings.folds > settings.per_class:
+        raise DemurError(f"selection.folds is {settings.folds}, but there are only {settings.per_class} images of a class.")
+    for part in (images, selection):
+        channels, height, width = part.images.shape[1:]
+        if height != width:
+            raise DemurError(f"the background-class network needs square images; those of {part.name} are {height}x{width}.")
+        background_class_network(2, channels=channels, size=height)
+    return Material(images, keys, candidates, selection, Data(images.name, images.fingerprint, len(images), images.num_classes))
+
+
+def _first_at_hand(names: Sequence[str], root: Path | None) -> ImageSet:
+    """The first of these data sets that is there; if none is, the error about the first that users can download."""
+    known = {status.name: status for status in data.describe(root)}
+    there = (name for name in names if name not in known or known[name].where)
+    downloadable = (name for name in names if known[name].megabytes)
+    return data.load(next(there, None) or next(downloadable, names[0]), root=root)
+
+
+def work(profile: Profile, material: Material) -> float:
+    """Units of work, about one image trained on once, for the time left."""
+    counts = material.images.only(material.keys).counts()
+    keys, share = int(counts.sum()) * (1 - profile.held_out), profile.background_share or 0.9
+    selection, trade, curve = profile.selection, profile.trade_off, profile.curve
+    trained = profile.splits * keys * profile.epochs * (2 + share)
+    plans = len(attack_list(profile, PLAIN)) + len(attack_list(profile, DEFENDED))
+    attacked = profile.splits * plans * (profile.attacked or int(counts.sum()) * profile.held_out)
+    attacked += curve.images * (4 * len(curve.eps) + 2 * len(curve.rejected) + 6 * len(trade.kept) * trade.repeats)
+    classes = len(material.keys) + len(material.candidates)
+    selected = selection.per_class * classes * selection.repeats * (selection.folds - 1) * selection.epochs
+    traded = len(trade.kept) * trade.repeats * min(keys, trade.key_images) * trade.epochs * (1 + share)
+    return trained + ATTACK_WORK * attacked + selected + traded
+
+
+def carry_out(profile: Profile, material: Material, run: Run, out: Path) -> tuple[list[Table], list[Curve], list[str], list[str]]:
+    """Run all cells; write the gallery; give the tables, the curves, the summary and the warnings."""
+    selection = cells.select(profile, material, run)
+    kept = selection.kept if profile.background == "selected" else tuple(profile.background)
+    if not kept:
+        cutoff = profile.selection.cutoff
+        raise DemurError(f"no kind of background image is told apart from the keys at the cutoff of {cutoff:g}: lower it.")
+    splits = [cells.measure(profile, material, kept, number, run) for number in range(profile.splits)]
+    sheets = Sheets(profile, material, selection, kept, splits, cells.trade_off(profile, material, selection, run))
+    curves = _curves(profile, splits[0], run)
+    _write_pictures(profile, splits[0], out)
+    return sheets.tables(), curves, sheets.summary(), sheets.warnings()
+
+
+def _curves(profile: Profile, first: Split, run: Run) -> list[Curve]:
+    """Both curves, on part of the first split's test images; the rest sets the thresholds."""
+    order = torch.randperm(len(first.test), generator=seeds.generator(first.seed, "curve"))
+    images = first.test.subset(order[: profile.curve.images])
+    validation = first.test.subset(order[profile.curve.images :])
+    return [
+        curve_against_eps(profile, dict(first.models), images, first.seed, run),
+        curve_against_rejection(profile, first.models[DEFENDED], images, validation, first.seed, run),
+    ]
+
+
+def _write_pictures(profile: Profile, first: Split, out: Path) -> None:
+    """Choose pictures of the first split for the gallery: the same number of each model and attack, about half of them answered wrongly."""
+    pairs = [(name, attack) for name, attack in first.attacks if attack.attacker in (NAIVE, AWARE)]
+    each = profile.gallery // len(pairs)
+    described: list[Picture] = []
+    originals, attacked = [first.attacked.images[:0]], [first.attacked.images[:0]]
+    for name, attack in pairs:
+        tensors = first.attacks[name, attack].tensors
+        wrong = tensors["stored_outcomes"] == Outcome.WRONG
+        others = (~wrong).nonzero().flatten()[: each // 2]
+        index = torch.cat([others, wrong.nonzero().flatten()[: each - len(others)]])
+        if len(index):
+            chosen = first.attacked.subset(index)
+            originals.append(chosen.images)
+            attacked.append(tensors["images"][index])
+            described += _describe(first.models[name].classifier, name, attack, chosen, attacked[-1])
+    write_gallery(out, described, torch.cat(originals), torch.cat(attacked))
+
+
+def _describe(classifier: Classifier, model: str, attack: Attack, clean: ImageSet, attacked: Tensor) -> Iterator[Picture]:
+    """Say of each picture what the model answered before and after; the score is the softmax of the answer's column."""
+    before, after = classifier.scores(clean.floats()), classifier.scores(as_floats(attacked))
+    decided = decide(after, classifier.num_classes)
+    became = outcomes_of(decided, clean.labels)
+    moved = sizes(clean.floats(), as_floats(attacked))
+    names = [*clean.class_names, "reject"]  # REJECT is -1: the last
+    for row, label in enumerate(clean.labels.tolist()):
+        yield Picture(
+            label=names[label],
+            model=model,
+            attack=f"{attack.name} eps {attack.eps:g}",
+            attacker=attack.attacker,
+            clean_decision=names[int(decide(before, classifier.num_classes)[row])],
+            clean_score=float(before[row].softmax(0).max()),
+            decision=names[int(decided[row])],
+            score=float(after[row].softmax(0).max()),
+            outcome=_NAMES[int(became[row])],
+            l2=float(moved["l2"][row]),
+            linf=float(moved["linf"][row]),
+        )

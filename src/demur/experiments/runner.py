@@ -1,0 +1,124 @@
+"""Carry out an experiment: its profile, its folder, its results file."""
+
+import importlib.resources
+import platform
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from demur.errors import DemurError, unknown
+from demur.evaluation import Ledger
+from demur.experiments import background_class
+from demur.experiments.cells import Run, versions
+from demur.experiments.results import Cost, Results, write
+from demur.files import canonical_json, write_text, writing
+from demur.hardware import pick_device
+from demur.progress import job
+
+EXPERIMENTS: dict[str, ModuleType] = {"background-class": background_class}
+"""Each has TITLE, SOURCE, Profile (a pydantic model), and `prepare`, `work` and `carry_out`, as background_class has them."""
+
+
+def run(
+    experiment: str,
+    profile: str = "demo",
+    *,
+    data_root: Path | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Path:
+    """Carry out an experiment, resuming what is there, and give the folder with its `results.json`.
+
+    Args:
+        experiment: a name of EXPERIMENTS.
+        profile: `demo`, `desk` or `paper`: scales that differ only in their TOML file; or the path of such a file.
+        data_root: where data sets lie; else DEMUR_DATA, else a cache folder.
+        out: the run's folder; else runs/EXPERIMENT-PROFILE.
+        device: `auto`, `cpu` or `cuda`.
+        seed: of everything that is drawn.
+
+    Raises: DemurError for an unknown name, a profile that does not fit, data that is not there, no GPU where one is asked for, or
+        a folder that cannot be written or holds another run.
+    """
+    if experiment not in EXPERIMENTS:
+        raise unknown("experiment", experiment, EXPERIMENTS)
+    module = EXPERIMENTS[experiment]
+    settings = load_profile(experiment, profile)
+    chosen = pick_device(device)
+    folder = out or Path("runs") / f"{experiment}-{Path(profile).stem}"
+    material = module.prepare(settings, data_root, seed)
+    identity = {"experiment": experiment, "profile": settings.model_dump(mode="json"), "seed": seed, "data": material.fingerprint}
+    _claim(folder, identity)
+    with job(module.TITLE, module.work(settings, material)) as progress:
+        current = Run(Ledger(folder / "cells"), chosen.type, seed, progress)
+        tables, curves, summary, warnings = module.carry_out(settings, material, current, folder)
+    results = Results(
+        schema=1,
+        experiment=experiment,
+        title=module.TITLE,
+        profile=profile,
+        source=module.SOURCE,
+        summary=summary,
+        seed=seed,
+        config=settings.model_dump(mode="json"),
+        versions=versions(),
+        device=_describe(chosen),
+        data=material.description,
+        tables=tables,
+        curves=curves,
+        cost=Cost(round(sum(cost.seconds for cost in current.costs), 3), current.costs),
+        warnings=warnings,
+    )
+    write(results, folder)
+    return folder
+
+
+def load_profile(experiment: str, profile: str) -> Any:
+    """Read a profile's TOML, by its name or path, into the experiment's settings.
+
+    Raises: DemurError for an unknown name, a file that is no TOML, or settings that do not fit, naming the first that does not.
+    """
+    if profile.endswith(".toml"):
+        path: Any = Path(profile)
+    else:
+        folder = importlib.resources.files(EXPERIMENTS[experiment])
+        known = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+        if profile not in known:
+            raise unknown("profile", profile, known)
+        path = folder / f"{profile}.toml"
+    try:
+        settings: type[BaseModel] = EXPERIMENTS[experiment].Profile
+        return settings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise DemurError(f"profile {profile}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DemurError(f"profile {profile} is not TOML: {error}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DemurError(f"profile {profile}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Mark the folder as this run's, or find that it is."""
+    mark, text = folder / "run.json", canonical_json(identity)
+    with writing(folder):
+        if folder.exists() and not folder.is_dir():
+            raise DemurError(f"{folder} is a file; --out needs a folder.")
+        there = mark.read_text(encoding="utf-8", errors="replace") if mark.exists() else None
+        if there is None and folder.exists() and any(folder.iterdir()):
+            raise DemurError(f"{folder} is not empty and holds no run. Choose another --out.")
+    if there is None:
+        write_text(mark, text)
+    elif there != text:
+        raise DemurError(f"{folder} holds a run with another configuration, data or seed. Choose another --out, or delete that folder.")
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"

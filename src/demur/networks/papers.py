@@ -1,0 +1,52 @@
+"""The networks of the papers, layer by layer."""
+
+import torch
+from torch import Tensor, nn
+
+from demur.errors import DemurError
+
+
+class Centre(nn.Module):
+    """Shift pixels from [0, 1] to [-0.5, 0.5], the range of the background-class paper; the attacks never see it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W), shifted."""
+        return images - 0.5
+
+
+def background_class_network(num_outputs: int, *, channels: int = 1, size: int = 28, seed: int = 0) -> nn.Sequential:
+    """Build the network of the background-class paper (Table II), with 10 outputs, or 11 with the background class.
+
+    It is the MNIST example of Keras with batch normalisation for dropout: valid padding, so 9,216 features at 28x28;
+    "MaxOut 2x2" is max-pooling, and the logits are batch-normalised. What the paper leaves out is as in Keras: Glorot's
+    uniform weights, biases of 0, an epsilon of .001. Only the batch statistics are averaged with .9 where Keras has .99: that
+    lags behind the weights, and needs the paper's 39,000 steps to catch up. The rectifier stands after the pooling, with which
+    it commutes, because there it has a quarter of the work. The initial weights depend on `seed` alone.
+    """
+    if size < 6 or size % 2:
+        raise DemurError(f"the background-class network needs images of an even size of at least 6 pixels, not {size}.")
+    eps, momentum = 1e-3, 0.1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            Centre(),
+            nn.Conv2d(channels, 32, 3),
+            nn.BatchNorm2d(32, eps, momentum),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3),
+            nn.BatchNorm2d(64, eps, momentum),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * ((size - 4) // 2) ** 2, 128),
+            nn.BatchNorm1d(128, eps, momentum),
+            nn.ReLU(),
+            nn.Linear(128, num_outputs),
+            nn.BatchNorm1d(num_outputs, eps, momentum),
+        )
+        for layer in network:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+    return network

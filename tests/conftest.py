@@ -1,0 +1,27 @@
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing about it on a busy machine.
+settings.register_profile("demur", deadline=None)
+settings.load_profile("demur")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """A folder with the real data: DEMUR_DATA, or the packed copy beside the checkout, unpacked (what is there is kept)."""
+    if root := os.environ.get("DEMUR_DATA"):
+        return Path(root)
+    unpack = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
+    if not unpack.is_file():
+        pytest.skip("the real data is not here: set DEMUR_DATA to a data root")
+    root = Path(tempfile.gettempdir()) / "demur-test-data"
+    done = subprocess.run([sys.executable, unpack, root], capture_output=True, text=True)
+    if done.returncode:
+        pytest.fail(f"the packed data could not be unpacked:\n{done.stderr}")
+    return root

@@ -1,0 +1,284 @@
+"""What every attack on the driver holds to (R1-R6, R9, R10), shown on fgs, fg, noise and an iterated attack."""
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from demur import Classifier, DemurError, outcomes
+from demur.attacks import AnyError, Evade, ForceReject, Problem, Target, drive, fg, fgs, noise, sizes
+from demur.progress import Silent, reporting
+from models import Constant, Linear, convolutional, images_of, linear
+
+
+def ascend(classifier, images, labels, *, eps, norm="linf", steps=5, **options):
+    """An attack with a random start and a state that shrinks, as later ones will be."""
+
+    def attack(problem: Problem) -> None:
+        current, seen = problem.random_start(), problem.images.clone()
+        for _ in range(steps):
+            gradient = problem.gradient(current)
+            current, seen, gradient = problem.unsolved(current, seen, gradient)
+            if not len(current):
+                return
+            assert torch.equal(seen, problem.images)  # rows of the state stay with their images
+            reach = problem.ball.eps.reshape(-1, 1, 1, 1).to(current)
+            current = problem.ball.confine(current + 0.4 * reach * problem.ball.ascent(gradient))
+        problem.evaluate(current)
+
+    return drive(attack, classifier, images, labels, norm=norm, eps=eps, **{"goal": Evade(), **options})
+
+
+ATTACKS = {
+    "fgs": fgs,
+    "fg": fg,
+    "noise linf": partial(noise, norm="linf", restarts=3),
+    "noise l2": partial(noise, norm="l2", restarts=3),
+    "ascend linf": partial(ascend, norm="linf", restarts=2),
+    "ascend l2": partial(ascend, norm="l2", restarts=2),
+}
+NORMS = {"fgs": "linf", "fg": "l2", "noise linf": "linf", "noise l2": "l2", "ascend linf": "linf", "ascend l2": "l2"}
+CLASSES = 3
+
+
+@st.composite
+def problems(draw):
+    seed = draw(st.integers(0, 10_000))
+    name = draw(st.sampled_from(sorted(ATTACKS)))
+    count, channels, size = draw(st.integers(1, 9)), draw(st.sampled_from([1, 3])), draw(st.integers(2, 6))
+    reject = draw(st.booleans())
+    classifier = linear(CLASSES + reject, channels * size * size, CLASSES, seed)
+    images = images_of(count, channels, size, seed, levels=draw(st.sampled_from([1, 255])))
+    labels = torch.randint(0, CLASSES, (count,), generator=torch.Generator().manual_seed(seed))
+    goals = [Evade(), AnyError(), Evade("cross_entropy"), Target((labels + 1) % CLASSES)] + ([ForceReject()] if reject else [])
+    goal = draw(st.sampled_from(goals))
+    eps = draw(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1e-7, 8 / 255, 20.0])))
+    region = None
+    if draw(st.booleans()):
+        region = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(seed))
+        region = (region > 0.4).float() if NORMS[name] == "l2" else region * (region > 0.4)
+    return name, classifier, images, labels, goal, eps, region
+
+
+@settings(max_examples=250)
+@given(problems())
+def test_whatever_is_attacked_the_result_is_allowed_and_what_is_found_succeeds(problem):
+    """R1, R2, R3, R4."""
+    name, classifier, images, labels, goal, eps, region = problem
+    result = ATTACKS[name](classifier, images, labels, eps=eps, goal=goal, region=region)
+    for changed in (result.images, result.attempts):
+        delta = changed.double() - images.double()
+        assert bool(torch.isfinite(changed).all()) and float(changed.min()) >= 0 and float(changed.max()) <= 1
+        where = torch.ones_like(images) if region is None else region.expand_as(images)
+        assert torch.equal(changed[where == 0], images[where == 0])
+        if NORMS[name] == "linf":
+            assert bool((delta.abs() <= eps * where.double() * (1 + 1e-6)).all())
+        else:
+            assert bool((delta.flatten(1).norm(dim=1) <= eps * (1 + 1e-6)).all())
+        if eps == 0:
+            assert torch.equal(changed, images)
+    succeeded = goal.success(classifier.scores(result.images), labels, CLASSES)
+    assert torch.equal(succeeded, result.found)
+    assert torch.equal(result.images[~result.found], images[~result.found])
+    assert torch.equal(result.images[result.found], result.attempts[result.found])
+    clean = goal.success(classifier.scores(images), labels, CLASSES)
+    assert bool(result.found[clean].all())  # R9: what is broken without a change counts as broken
+    assert bool((result.forwards >= 1).all())
+
+
+@settings(max_examples=60)
+@given(problems(), st.integers(1, 10))
+def test_batches_do_not_change_what_is_found(problem, batch_size):
+    """R3, R10: a batch of N is N batches of 1, or any other size: same draws, same success, images equal up to rounding."""
+    name, classifier, images, labels, goal, eps, region = problem
+    attack = partial(ATTACKS[name], eps=eps, region=region)
+    whole = attack(classifier, images, labels, goal=goal)
+    parts = attack(classifier, images, labels, goal=goal, batch_size=batch_size)
+    assert torch.equal(whole.found, parts.found) and torch.allclose(whole.images, parts.images, atol=1e-5)
+    assert torch.equal(whole.forwards, parts.forwards) and torch.equal(whole.backwards, parts.backwards)
+    one = attack(classifier, images[-1:], labels[-1:], goal=goal.select(torch.tensor([len(images) - 1])))
+    assert torch.equal(whole.found[-1:], one.found) and torch.allclose(whole.images[-1:], one.images, atol=1e-5)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 999), st.sampled_from(["linf", "l2"]))
+def test_noise_that_is_allowed_more_restarts_finds_no_less(seed, norm):
+    """R11, R5: restarts keep what is solved, and go on with the rest."""
+    classifier, images = linear(CLASSES, 64, CLASSES, seed), images_of(12, seed=seed)
+    labels = classifier.predict(images)
+    few, many = (noise(classifier, images, labels, norm=norm, eps=0.3 if norm == "linf" else 3.0, restarts=n) for n in (2, 6))
+    assert bool((many.found | ~few.found).all())
+    assert torch.equal(many.images[few.found], few.images[few.found])
+    assert torch.equal(many.forwards[few.found], few.forwards[few.found])
+
+
+def test_fgs_on_a_linear_model_moves_the_margin_by_the_l1_norm_and_fg_by_the_l2_norm():
+    """R8: on two classes the score difference is linear, and the steps are its exact maximum over the ball inside the box."""
+    weights = torch.tensor([[1.0, -2.0, 0.5, 3.0], [0.0, 1.0, -1.0, 1.0]], dtype=torch.float64)
+    classifier = Classifier(Linear(weights), 2)
+    images, labels = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64), torch.tensor([0])
+    difference = weights[1] - weights[0]
+    before = Evade().loss(classifier(images), labels, 2)
+    for attack, gain in ((fgs, difference.abs().sum()), (fg, difference.norm())):
+        after = Evade().loss(classifier(attack(classifier, images, labels, eps=0.2).attempts), labels, 2)
+        assert torch.allclose(after - before, 0.2 * gain)
+
+
+def test_fgs_with_cross_entropy_is_the_textbook_formula():
+    classifier = convolutional(4).eval()
+    images, labels = images_of(20), torch.arange(20) % 4
+    given_images = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(classifier(given_images), labels, reduction="sum"), given_images)
+    result = fgs(classifier, images, labels, eps=0.1, goal=AnyError("cross_entropy"))
+    expected = (images + 0.1 * gradient.sign()).clamp(0, 1)
+    # Where no candidate succeeds and the clean image does, the clean image is the attempt.
+    same = (outcomes(classifier, expected, labels) != 0) | (classifier.predict(images) == labels)
+    assert torch.allclose(result.attempts[same], expected[same], atol=1e-6)
+
+
+def test_an_attack_leaves_the_model_as_it_was():
+    """R3: mode of every part, batch norm's statistics, which parameters learn, and their gradients."""
+    classifier = convolutional(3)
+    classifier.module[0].bias.requires_grad_(False)
+    classifier.module[1].eval()
+    state = {name: value.clone() for name, value in classifier.state_dict().items()}
+    modes = [part.training for part in classifier.modules()]
+    learning = [parameter.requires_grad for parameter in classifier.parameters()]
+    result = fgs(classifier, images_of(10), torch.arange(10) % 3, eps=0.1)
+    assert [part.training for part in classifier.modules()] == modes
+    assert [parameter.requires_grad for parameter in classifier.parameters()] == learning
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in classifier.state_dict().items())
+    assert not result.images.requires_grad
+
+
+def test_rejection_is_never_success_for_evade_and_always_for_force_reject():
+    """R19."""
+    always_rejects = Classifier(Constant([0.0, 1.0, 5.0]), 2)
+    images, labels = images_of(4), torch.tensor([0, 1, 0, 1])
+    evaded = noise(always_rejects, images, labels, eps=1.0, restarts=2)
+    assert not evaded.found.any() and torch.equal(evaded.images, images)
+    assert noise(always_rejects, images, labels, eps=1.0, goal=ForceReject()).found.all()
+    assert noise(always_rejects, images, labels, eps=1.0, goal=AnyError()).found.all()
+
+
+def test_restarts_differ_and_solved_images_cost_nothing_more():
+    classifier = linear(CLASSES, 64, CLASSES)
+    images = images_of(6)
+    labels = classifier.predict(images)
+    wrong = (labels + 1) % CLASSES
+    result = noise(classifier, images, wrong, eps=0.01, restarts=5)  # already wrong: solved at the first draw
+    assert result.found.all() and result.forwards.tolist() == [1] * 6
+    result = noise(classifier, images, labels, eps=0.0, restarts=5)
+    assert not result.found.any() and result.forwards.tolist() == [6] * 6  # five draws, and the clean image
+
+
+def test_gradients_that_are_zero_or_not_finite_are_counted():
+    """R14: an attack that was blind must be seen to have been."""
+    images, labels = images_of(3), torch.zeros(3, dtype=torch.int64)
+    blind = fgs(Classifier(Constant([1.0, 0.0]), 2), images, labels, eps=0.1)
+    assert blind.flat.tolist() == [1, 1, 1] and torch.equal(blind.images, images)
+
+    class Poisoned(nn.Module):
+        def forward(self, given):
+            total = given.flatten(1).sum(1)
+            return torch.stack([total, (total - total.detach()).sqrt() * 0], dim=1)
+
+    assert fgs(Classifier(Poisoned(), 2), images, labels, eps=0.1).flat.tolist() == [1, 1, 1]
+    assert not fgs(linear(2, 64, 2), images, labels, eps=0.1).flat.any()
+
+
+def test_scores_that_are_not_finite_are_no_success():
+    """R3, R14: argmax would make them column 0, and so a wrong answer."""
+
+    class Broken(nn.Module):
+        def forward(self, given):
+            return given.flatten(1)[:, :2] * torch.nan
+
+    result = noise(Classifier(Broken(), 2), images_of(4), torch.ones(4, dtype=torch.int64), eps=0.5, restarts=2)
+    assert not result.found.any() and torch.equal(result.images, images_of(4))
+
+
+def test_float64_images_and_float32_networks_go_together():
+    classifier, images = convolutional(3), images_of(4).double()
+    labels = classifier.predict(images)
+    result = fgs(classifier, images, labels, eps=0.2)
+    assert result.images.dtype == torch.float64 and torch.equal(classifier.predict(images.float()), labels)
+
+
+def test_a_model_without_gradients_is_refused_by_gradient_attacks_and_taken_by_noise():
+    class Detached(nn.Module):
+        def forward(self, given):
+            return torch.stack([given.detach().flatten(1).sum(1), torch.full((len(given),), 30.0)], dim=1)
+
+    classifier, images, labels = Classifier(Detached(), 2), images_of(3), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(DemurError, match="no gradient"):
+        fgs(classifier, images, labels, eps=0.1)
+    assert noise(classifier, images, labels, eps=1.0).forwards.all()
+
+
+def test_an_attack_that_cheats_is_caught():
+    """Negative control for R1: an attack that records what its ball does not allow."""
+
+    def cheat(problem: Problem) -> None:
+        problem.evaluate((problem.images + 0.5).clamp(0, 1))
+
+    with pytest.raises(AssertionError, match="R1"):
+        drive(cheat, linear(2, 64, 2), images_of(3), torch.tensor([0, 1, 0]), goal=Evade(), norm="linf", eps=0.1)
+
+
+def test_eps_may_differ_between_images():
+    images, labels = images_of(3), torch.tensor([0, 1, 2])
+    result = fgs(linear(3, 64, 3), images, labels, eps=torch.tensor([0.0, 0.1, 0.2]))
+    assert torch.allclose(sizes(images, result.attempts)["linf"], torch.tensor([0.0, 0.1, 0.2], dtype=torch.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"eps": -0.1}, "negative"),
+        ({"eps": float("nan")}, "finite"),
+        ({"eps": torch.tensor([0.1, 0.2])}, "one for each of the 3 images"),
+        ({"images": torch.full((3, 1, 8, 8), 2.0)}, "lie in"),
+        ({"images": torch.zeros(3, 1, 8, 8, dtype=torch.float16)}, "float32 or float64"),
+        ({"labels": torch.tensor([0, 1])}, "shape"),
+        ({"labels": torch.tensor([0, 1, 9])}, "0..2"),
+        ({"region": torch.ones(5, 5)}, "broadcast"),
+        ({"goal": Target(torch.tensor([0, 1]))}, "one for each"),
+        ({"goal": ForceReject()}, "reject column"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_bad_input_ends_at_the_boundary(change, said):
+    given_input = {"images": images_of(3), "labels": torch.tensor([0, 1, 2]), "eps": 0.1, **change}
+    images, labels = given_input.pop("images"), given_input.pop("labels")
+    with pytest.raises(DemurError, match=said):
+        fgs(linear(3, 64, 3), images, labels, **given_input)
+
+
+def test_unknown_norms_offer_the_nearest():
+    with pytest.raises(DemurError, match="Did you mean 'linf'"):
+        noise(linear(2, 64, 2), images_of(1), torch.tensor([0]), norm="l_inf", eps=0.1)
+
+
+def test_vectors_are_attacked_like_images():
+    features = torch.rand(5, 7, generator=torch.Generator().manual_seed(0))
+    region = torch.tensor([1.0, 0, 0, 1, 1, 1, 1])
+    result = fgs(linear(2, 7, 2), features, torch.zeros(5, dtype=torch.int64), eps=0.1, region=region)
+    assert torch.equal(result.attempts[:, 1:3], features[:, 1:3]) and not torch.equal(result.attempts, features)
+
+
+def test_progress_is_reported():
+    class Listening(Silent):
+        done = 0.0
+
+        def advance(self, job, amount, note):
+            self.done += amount
+
+    listening = Listening()
+    with reporting(listening):
+        fgs(linear(2, 64, 2), images_of(5), torch.zeros(5, dtype=torch.int64), eps=0.1, batch_size=2)
+    assert listening.done == 5

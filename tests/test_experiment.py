@@ -1,0 +1,357 @@
+"""The background-class experiment and the command line, end to end at a tiny scale, on the embedded digits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from demur import DemurError, data
+from demur.attacks import fgs
+from demur.classifier import REJECT, outcomes
+from demur.defenses import BackgroundClass
+from demur.evaluation import rates
+from demur.experiments import run
+from demur.experiments.results import read, read_gallery
+from demur.experiments.runner import load_profile
+from demur.networks import background_class_network
+from demur.progress import Silent, reporting
+
+TINY = """
+data = ["digits"]
+keys = "0123456789"
+background = "selected"
+splits = 2
+epochs = 2
+attacked = 40
+made_per_kind = 40
+noise_draws = 2
+gallery = 16
+batch_size = 16
+selection = { per_class = 30, folds = 2, repeats = 1, epochs = 3, cutoff = 0.3 }
+curve = { images = 30, eps = [0.0, 0.1, 0.3] }
+trade_off = { kept = [1, 5], key_images = 300, repeats = 1, epochs = 1 }
+"""
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    path = tmp_path_factory.mktemp("profile") / "tiny.toml"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(profile, tmp_path_factory):
+    """An uninterrupted run."""
+    return run("background-class", profile, out=tmp_path_factory.mktemp("runs") / "whole")
+
+
+def demur(*words, **options):
+    """The command as a user calls it."""
+    return subprocess.run([sys.executable, "-m", "demur.cli", *map(str, words)], capture_output=True, text=True, timeout=300, **options)
+
+
+def without_times(folder: Path):
+    results = json.loads((folder / "results.json").read_text())
+    return {**results, "cost": [{**cell, "seconds": 0} for cell in results["cost"]["cells"]]}
+
+
+def test_a_run_leaves_its_figures_beside_the_papers(folder):
+    results = read(folder)
+    assert results.experiment == "background-class" and results.seed == 0 and results.summary and results.versions["demur"]
+    titles = [table.title for table in results.tables]
+    for name in ("Table I", "Table III", "Table V", "Table IV", "selection", "Trade-off"):
+        assert any(name in title for title in titles)
+    attacked = next(table for table in results.tables if table.title.startswith("Table V"))
+    lines = {}
+    for row in attacked.rows:
+        lines.setdefault((row.group, row.row), {})[row.column] = row.measured
+        assert row.n == 80 and row.splits == 2 and row.low <= row.measured <= row.high and row.paper is None
+    assert len(lines) == 22
+    for name in ("FGS eps 0.25", "FG eps 6.79"):
+        worst = lines[f"{name}, worst of both reject-aware", "Digits + background"]
+        for attacker in ("reject-aware", "reject-aware, cross-entropy"):  # R18: per image, so never less
+            assert worst["wrong"] >= lines[f"{name}, {attacker}", "Digits + background"]["wrong"]
+    assert all(sum(line.values()) == pytest.approx(100) and set(line) == {"correct", "wrong", "rejected"} for line in lines.values())
+    assert all(line["rejected"] == 0 for (_, model), line in lines.items() if model == "Digits")
+    success = next(table for table in results.tables if table.title.startswith("Table IV"))
+    missing = [row for row in success.rows if row.measured is None]
+    assert missing and all(row.column == "Carlini" and row.note == "not yet measured" for row in missing)
+    assert results.cost.cells and sum(cell.backwards for cell in results.cost.cells) > 0
+
+
+def test_the_curve_starts_at_the_clean_outcomes(folder):
+    """R2, R12: at eps 0 nobody has attacked."""
+    curve, _ = read(folder).curves
+    assert curve.x[0] == 0 and len(curve.series) == 4
+    for model in ("Digits", "Digits + background"):
+        one, other = (series for series in curve.series if series.name.startswith(f"{model}, "))
+        assert (one.correct[0], one.rejected[0]) == (other.correct[0], other.rejected[0])
+        assert one.correct[-1] < one.correct[0] and other.correct[-1] < other.correct[0]
+
+
+def test_the_more_clean_images_are_rejected_the_fewer_attacks_are_accepted(folder):
+    """R21: a whole curve, not a single threshold; the reject score is raised, and the attackers know."""
+    _, curve = read(folder).curves
+    clean, naive, _ = curve.series
+    assert clean.rejected == sorted(clean.rejected) and clean.rejected[-1] > clean.rejected[0]
+    assert naive.wrong[-1] <= naive.wrong[0]
+
+
+def test_the_gallery_shows_stored_images_that_keep_to_their_eps(folder):
+    """R1 on stored images."""
+    pictures, original, attacked = read_gallery(folder)
+    assert len(pictures) == len(original) > 8
+    moved = (attacked.int() - original.int()).abs().flatten(1).amax(1) / 255
+    for picture, reach in zip(pictures, moved.tolist(), strict=True):
+        assert picture.linf == pytest.approx(reach)
+        assert "FG eps" in picture.attack or reach <= 0.25 + 1e-9
+        assert (picture.decision == "reject") == (picture.outcome == "rejected")
+
+
+def test_the_same_run_again_computes_nothing_and_another_seed_is_refused(profile, folder):
+    before = (folder / "results.json").read_bytes()
+    cells = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
+    run("background-class", profile, out=folder)
+    assert (folder / "results.json").read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()} == cells
+    with pytest.raises(DemurError, match="holds a run with another"):
+        run("background-class", profile, out=folder, seed=1)
+
+
+def test_an_interrupted_run_resumes_with_the_same_bits(profile, folder, tmp_path):
+    """R10. Ctrl-C, a killed process, then a corrupted cell: in the end the results are those of the uninterrupted run."""
+    out = tmp_path / "interrupted"
+    words = [sys.executable, "-m", "demur.cli", "run", "background-class", "--profile", profile, "--out", str(out)]
+    for stop, cells_before in ((signal.SIGINT, 2), (signal.SIGKILL, 8)):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("cells/*.safetensors"))) < cells_before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(stop)
+        said = process.communicate(timeout=60)[1]
+        assert not (out / "results.json").exists()
+        if stop == signal.SIGINT:
+            assert process.returncode == 130 and said.strip().splitlines()[-1].endswith("The same command goes on where it was.")
+            assert "Traceback" not in said
+    cell = min(out.glob("cells/*.safetensors"))
+    cell.write_bytes(cell.read_bytes()[:-1])
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "corrupted or foreign" in done.stderr
+    assert without_times(out) == without_times(folder)
+    assert (out / "gallery.safetensors").read_bytes() == (folder / "gallery.safetensors").read_bytes()
+    assert (out / "report.html").exists() and "Table V" in done.stdout
+
+
+def test_profiles_of_the_package_are_sound_and_faults_are_named(tmp_path):
+    for name in ("demo", "desk", "paper"):
+        load_profile("background-class", name)
+    with pytest.raises(DemurError, match="Did you mean 'desk'"):
+        load_profile("background-class", "dekk")
+    for text, said in (
+        (TINY.replace("splits = 2", "splits = 0"), "splits: Input should be greater"),
+        (TINY + "\nspeed = 3", "speed: Extra inputs"),
+        ("data = [", "not TOML"),
+    ):
+        path = tmp_path / "bad.toml"
+        path.write_text(text)
+        with pytest.raises(DemurError, match=said):
+            load_profile("background-class", str(path))
+    with pytest.raises(DemurError, match="No such file"):
+        load_profile("background-class", str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "background-clas"], "Did you mean 'background-class'"),
+        (["run", "background-class", "--profile", "dekk"], "Did you mean 'desk'"),
+        (["run", "background-class", "--profile", "desk", "--data-root", "{tmp}"], "demur data get emnist-bymerge"),
+        (["run", "background-class", "--device", "gpu"], "unknown device"),
+        (["run", "background-class", "--seed", "many"], "--seed"),
+        (["run"], "Missing argument"),
+        (["report", "{tmp}"], "results.json"),
+        (["data", "get", "mnits"], "Did you mean 'mnist'"),
+        (["data", "get", "emnist-merge", "--data-root", "{tmp}"], "emnist-bymerge"),
+        (["frobnicate"], "No such command"),
+        (["demo", "--out", "{tmp}/file"], "is a file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(words, said, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = demur(*(word.format(tmp=tmp_path) for word in words), cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("demur: ") and said in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_gpu_that_is_not_there_is_said(tmp_path):
+    done = demur("demo", "--device", "cuda", cwd=tmp_path, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 2 and "no CUDA GPU" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(profile, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    done = demur("run", "background-class", "--profile", profile, "--out", tmp_path)
+    assert done.returncode == 2 and "not empty and holds no run" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody may write")
+def test_a_folder_that_cannot_be_written_is_said(profile):
+    done = demur("run", "background-class", "--profile", profile, "--out", "/proc/demur")
+    assert done.returncode == 2 and "cannot write" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def _npz(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+IMAGES, LABELS = np.zeros((40, 28, 28), np.uint8), np.arange(40) % 4
+OWN = TINY.replace("made_per_kind = 40", "").replace('"0123456789"', '["0", "1"]')
+BAD_SETS = {
+    "no labels": ({"images": IMAGES}, "labels"),
+    "floats outside [0, 1]": ({"images": IMAGES + 1.5, "labels": LABELS}, "[0, 1]"),
+    "NaN": ({"images": np.full((40, 28, 28), np.nan), "labels": LABELS}, "NaN"),
+    "wrong rank": ({"images": np.zeros((40, 784), np.uint8), "labels": LABELS}, "shape"),
+    "one class": ({"images": IMAGES, "labels": LABELS * 0}, "class"),
+    "no images": ({"images": IMAGES[:0], "labels": LABELS[:0]}, "no images"),
+    "not square": ({"images": np.zeros((800, 28, 32), np.uint8), "labels": np.arange(800) % 4}, "square images"),
+    "too few images": ({"images": IMAGES, "labels": LABELS}, "curve.images"),
+    "labels out of range": ({"images": IMAGES, "labels": LABELS, "class_names": np.array(["0", "1"])}, "label"),
+}
+
+
+@pytest.mark.parametrize("fault", [*BAD_SETS, "truncated"])
+def test_a_bad_data_set_is_one_line_and_nothing_is_written(fault, tmp_path):
+    arrays, said = BAD_SETS.get(fault, ({"images": IMAGES, "labels": LABELS}, "set.npz"))
+    path = _npz(tmp_path / "set.npz", **arrays)
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    (tmp_path / "own.toml").write_text(OWN.replace('data = ["digits"]', f'data = ["{path}"]'))
+    out = tmp_path / "out"
+    done = demur("run", "background-class", "--profile", tmp_path / "own.toml", "--out", out)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and said in done.stderr and not out.exists()
+
+
+def test_an_own_data_set_with_long_class_names_runs_and_the_papers_figures_are_not_beside_it(tmp_path):
+    digits = data.load("digits")
+    names = np.array(["zero", "one", "two", "others"])
+    keep = (digits.labels < 4).nonzero().flatten()
+    path = _npz(tmp_path / "own.npz", images=digits.images[keep, 0].numpy(), labels=digits.labels[keep].numpy(), class_names=names)
+    text = OWN.replace('data = ["digits"]', f'data = ["{path}"]').replace('["0", "1"]', '["zero", "one", "two"]')
+    text = text.replace('background = "selected"', 'background = ["others"]').replace("attacked = 40", "attacked = 20")
+    (tmp_path / "own.toml").write_text(text.replace("images = 30", "images = 20").replace("kept = [1, 5]", "kept = [1, 5, 8]"))
+    results = read(run("background-class", str(tmp_path / "own.toml"), out=tmp_path / "out"))
+    assert all(row.paper is None for table in results.tables for row in table.rows)
+    trade = next(table for table in results.tables if table.title.startswith("Trade-off"))
+    assert {row.row for row in trade.rows} == {"1 kind"} and {row.splits for row in trade.rows} == {1}  # no cell counts twice
+
+
+class Interrupting(Silent):
+    """Raises what Ctrl-C raises, after so many steps of training."""
+
+    def __init__(self, after):
+        self.after, self.jobs = after, {}
+
+    def start(self, job, total):
+        self.jobs[len(self.jobs)] = job
+        return len(self.jobs) - 1
+
+    def advance(self, job, amount, note):
+        if self.jobs[job] == "training":
+            self.after -= amount
+            if self.after < 0:
+                raise KeyboardInterrupt
+
+
+def test_a_run_that_is_stopped_inside_a_cell_goes_on_from_its_checkpoint(profile, folder, tmp_path, monkeypatch):
+    """R10: through the ledger and the training loop together."""
+    monkeypatch.setattr("demur.networks.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("demur.networks.training.CHECK_STEPS", 2)
+    out, stops = tmp_path / "stopped", 0
+    for after in (3, 9, 20):
+        with pytest.raises(KeyboardInterrupt), reporting(Interrupting(after)):
+            run("background-class", profile, out=out)
+        stops += bool(list(out.glob("cells/*.checkpoint")))
+    assert stops == 3
+    run("background-class", profile, out=out)
+    assert not list(out.glob("cells/*.checkpoint")) and without_times(out) == without_times(folder)
+
+
+def test_data_commands_say_what_is_there(tmp_path):
+    listed = demur("data", "list", "--data-root", tmp_path)
+    assert listed.returncode == 0 and "562 MB to download" in listed.stdout and "embedded" in listed.stdout
+    checked = demur("data", "check", "--data-root", tmp_path)
+    assert checked.returncode == 0 and "missing" in checked.stdout
+    assert demur("data", "check", "mnist", "--data-root", tmp_path).returncode == 1
+    assert demur("data", "check", "digits").stdout.startswith("ok")
+
+
+def test_the_report_can_be_made_anew(folder):
+    for _ in range(2):
+        done = demur("report", folder)
+        assert done.returncode == 0 and str(folder / "report.html") in done.stdout.replace("\n", "")
+        text = (folder / "report.html").read_text()
+        assert "Table V: attacked images" in text and "not yet measured" in text
+        (folder / "report.html").unlink()
+
+
+def test_a_background_class_learns_to_decline():
+    """On embedded digits: key images are answered, images of the background's kind declined."""
+    digits = data.load("digits")
+    made = data.embedded_backgrounds(digits, 120, seed=0).only(["photo patches", "chopped"]).images
+    shuffled = made[torch.randperm(len(made), generator=torch.Generator().manual_seed(0))]
+    classifier = BackgroundClass(background_class_network(11), num_classes=10)
+    classifier.fit(digits.images, digits.labels, shuffled[40:], epochs=4, batch_size=16)
+    assert len(classifier.history_) == 4
+    test = data.load("digits", "test")
+    clean = rates(outcomes(classifier, test.floats(), test.labels))
+    assert clean.accuracy > 0.93 and clean.rejection_rate < 0.05
+    assert float((classifier.predict(data.as_floats(shuffled[:40])) == REJECT).float().mean()) > 0.9
+    attacked = fgs(classifier, test.floats()[:50], test.labels[:50], eps=0.25)
+    assert bool((classifier.predict(attacked.images[attacked.found]) != REJECT).all())  # R19
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"background": torch.zeros(0, 1, 28, 28, dtype=torch.uint8)}, "at least one"),
+        ({"background": torch.zeros(4, 3, 28, 28, dtype=torch.uint8)}, "do not go with"),
+        ({"background": torch.zeros(4, 1, 28, 28)}, "do not go with"),
+        ({"labels": torch.full((20,), 10)}, "0..9"),
+        ({"network": 10}, "11 outputs"),
+    ],
+)
+def test_what_does_not_make_a_background_class_is_refused(change, said):
+    given = {"images": torch.zeros(20, 1, 28, 28, dtype=torch.uint8), "labels": torch.arange(20) % 10}
+    given |= {"background": torch.zeros(4, 1, 28, 28, dtype=torch.uint8), **change}
+    classifier = BackgroundClass(background_class_network(given.pop("network", 11)), num_classes=10)
+    with pytest.raises(DemurError, match=said):
+        classifier.fit(**given, epochs=1)
+
+
+@pytest.mark.real_data
+def test_on_real_letters_the_background_class_costs_little_and_detects_some(data_root):
+    """The paper's finding in small: digits are still answered, letters declined, and FGS is detected in part."""
+    everything = data.load("emnist-merge", root=data_root)
+    digits = everything.only("0123456789").take(12_000, seed=0)
+    letters = everything.only("TtUdEPfFXHCnhAKMVWeRrN").take(7_000, seed=0).images
+    train, test = digits.split(0.1, seed=0)
+    classifier = BackgroundClass(background_class_network(11), num_classes=10)
+    classifier.fit(train.images, train.labels, letters[1000:], epochs=2)
+    clean = rates(outcomes(classifier, test.floats(), test.labels))
+    assert clean.accuracy > 0.95 and clean.rejection_rate < 0.04
+    assert float((classifier.predict(data.as_floats(letters[:1000])) == REJECT).float().mean()) > 0.9
+    few = test.take(400, seed=0)
+    result = fgs(classifier, few.floats(), few.labels, eps=0.25)
+    under = rates(outcomes(classifier, result.attempts, few.labels))
+    assert under.accuracy < 0.3 and under.error_rate == pytest.approx(float(result.found.float().mean()), abs=0.02)

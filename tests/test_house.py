@@ -1,0 +1,68 @@
+"""The house: imports run downwards only, and the library neither prints nor runs a stranger's code."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import demur
+
+SOURCE = Path(demur.__file__).parent
+FLOORS = [
+    ["errors"],
+    ["files", "seeds", "hardware", "progress"],
+    ["classifier"],
+    ["data"],
+    ["networks"],
+    ["attacks"],
+    ["defenses"],
+    ["evaluation"],
+    ["experiments"],
+    ["report"],
+    ["cli"],
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Rooms of demur that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module] if node.module != "demur" else [f"demur.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("demur.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name != "__init__.py" or path.parent != SOURCE], ids=str)
+def test_imports_run_downwards_only(path):
+    here = room(path)
+    for other in imports(path) - {here}:
+        assert FLOOR[other] < FLOOR[here], f"{path.relative_to(SOURCE)} imports demur.{other}, which is not below it"
+
+
+def test_the_rule_would_notice():
+    """Negative control."""
+    assert imports(SOURCE / "networks" / "training.py") >= {"data", "hardware"}
+    assert FLOOR["networks"] < FLOOR["attacks"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_files_are_short_and_never_load_what_can_run_code(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    assert not re.search(r"^\s*print\(", text, re.MULTILINE)
+    assert not re.search(r"(pickle|joblib)\.loads?\(", text)
+    for call in re.findall(r"torch\.load\(.*", text):
+        assert "weights_only=True" in call
