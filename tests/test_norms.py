@@ -135,3 +135,12 @@ def test_bad_regions_are_refused(region):
 def test_a_fractional_region_is_for_linf_only():
     with pytest.raises(DemurError, match="mask"):
         L2(images_of(1), torch.ones(1, dtype=torch.float64), torch.full((1, 1, 8, 8), 0.5))
+
+
+def test_a_draw_where_nothing_may_change_is_the_clean_image():
+    """R1: a region of zeros leaves no direction to draw (one pixel once gave 0 times infinity)."""
+    for shape in ((2, 1, 1, 1), (2, 3, 4, 4)):
+        clean = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        for kind in BALLS.values():
+            ball = kind(clean, torch.full((2,), 3.0, dtype=torch.float64), torch.zeros(shape))
+            assert torch.equal(ball.random([0, 1], 0, "test"), clean)

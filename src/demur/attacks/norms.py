@@ -142,13 +142,11 @@ class L2(Ball):
 
     def random(self, keys: Sequence[int], seed: int, *names: object) -> Tensor:
         """Uniform in the ball of the region's dimensions."""
-        directions = seeds.normal(keys, self.clean.shape[1:], seed, *names).to(self.clean)
-        if self.region is not None:
-            directions = directions * self.region
+        # A direction of length 1, or 0 where the region leaves nothing to change.
+        directions = self.ascent(seeds.normal(keys, self.clean.shape[1:], seed, *names).to(self.clean))
         pixels = self.clean[0].numel() if self.region is None else self.region.flatten(1).sum(1).clamp(min=1)
         radius = seeds.uniform(keys, (), seed, "radius", *names).to(self.clean) ** (1 / pixels) * self.eps
-        length = directions.flatten(1).norm(dim=1).clamp(min=torch.finfo(directions.dtype).tiny)
-        return self.confine(self.clean + directions * _columns(radius / length, directions).to(directions.dtype))
+        return self.confine(self.clean + directions * _columns(radius, directions).to(directions.dtype))
 
 
 BALLS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2}
