@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# How long an example takes says nothing about it on a busy machine.
-settings.register_profile("demur", deadline=None)
-settings.load_profile("demur")
+# How long an example takes says nothing about it on a busy machine. The examples are the same in each run, so that a failure is
+# somebody's change; `HYPOTHESIS_PROFILE=random pytest` draws new ones.
+settings.register_profile("demur", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "demur"))
 
 
 @pytest.fixture(scope="session")

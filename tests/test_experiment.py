@@ -1,18 +1,19 @@
 """The background-class experiment and the command line, end to end at a tiny scale, on the embedded digits."""
 
+import io
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from demur import DemurError, data
+from demur import DemurError, cli, data
 from demur.attacks import fgs
 from demur.classifier import REJECT, outcomes
 from demur.defenses import BackgroundClass
@@ -53,9 +54,15 @@ def folder(profile, tmp_path_factory):
     return run("background-class", profile, out=tmp_path_factory.mktemp("runs") / "whole")
 
 
-def demur(*words, **options):
-    """The command as a user calls it."""
-    return subprocess.run([sys.executable, "-m", "demur.cli", *map(str, words)], capture_output=True, text=True, timeout=300, **options)
+def demur(*words, cwd=None):
+    """The command as a user calls it, but in this process: starting a new one takes seconds."""
+    out, error = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error), pytest.raises(SystemExit) as left:
+        patch.setattr(sys, "argv", ["demur", *map(str, words)])
+        if cwd:
+            patch.chdir(cwd)
+        cli.main()
+    return subprocess.CompletedProcess(words, left.value.code or 0, out.getvalue(), error.getvalue())
 
 
 def without_times(folder: Path):
@@ -192,8 +199,9 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(words, sai
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_gpu_that_is_not_there_is_said(tmp_path):
-    done = demur("demo", "--device", "cuda", cwd=tmp_path, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+def test_a_gpu_that_is_not_there_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = demur("demo", "--device", "cuda", cwd=tmp_path)
     assert done.returncode == 2 and "no CUDA GPU" in done.stderr and not list(tmp_path.iterdir())
 
 
