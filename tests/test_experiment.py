@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from demur import DemurError, cli, data
 from demur.attacks import fgs
 from demur.classifier import REJECT, outcomes
+from demur.data.background import embedded_backgrounds
 from demur.defenses import BackgroundClass
 from demur.evaluation import rates
 from demur.experiments import run
+from demur.experiments.background_class import experiment
 from demur.experiments.results import read, read_gallery
 from demur.experiments.runner import load_profile
 from demur.networks import background_class_network
@@ -262,6 +265,40 @@ def test_an_own_data_set_with_long_class_names_runs_and_the_papers_figures_are_n
     assert all(row.paper is None for table in results.tables for row in table.rows)
     trade = next(table for table in results.tables if table.title.startswith("Trade-off"))
     assert {row.row for row in trade.rows} == {"1 kind"} and {row.splits for row in trade.rows} == {1}  # no cell counts twice
+
+
+def _rows(images):
+    return {image.numpy().tobytes() for image in images}
+
+
+@pytest.mark.parametrize("kind", ["npz", "npz with splits", "npz with a train split only", "folder called digits"])
+def test_backgrounds_are_made_of_the_own_data_that_is_named_and_of_none_of_its_images_in_use(kind, tmp_path, monkeypatch):
+    """The folder's name must not lead to the embedded digits, and no made image may come from one that is trained or tested on."""
+    digits = data.load("digits").take(200, seed=0)
+    own = digits.images.flip(3)  # in no other set
+    path = tmp_path / ("digits" if "folder" in kind else "own.npz")
+    test = data.load("digits", "test").images.flip(3)
+    if "folder" in kind:
+        for number, (image, label) in enumerate(zip(own, digits.labels.tolist(), strict=True)):
+            (path / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(path / str(label) / f"{number}.png")
+    elif kind == "npz":
+        np.savez(path, images=own, labels=digits.labels)
+    else:
+        others = {"test_images": test, "test_labels": data.load("digits", "test").labels}
+        np.savez(path, train_images=own, train_labels=digits.labels, **({} if "only" in kind else others))
+    (tmp_path / "own.toml").write_text(TINY.replace('"digits"', f'"{path}"').replace("images = 30", "images = 10").replace("30,", "10,"))
+    sources = []
+    monkeypatch.setattr(experiment, "embedded_backgrounds", lambda *given: (sources.append(given[3]), embedded_backgrounds(*given))[1])
+    material = experiment.prepare(load_profile("background-class", str(tmp_path / "own.toml")), None, 0)
+    used = _rows(material.images.only("0123456789").images)
+    source = _rows(sources[0].images)
+    assert material.description.name == f"{path} + made backgrounds" and material.images.num_classes == 15
+    assert not used & source
+    if kind == "npz with splits":
+        assert used == _rows(own) and source == _rows(test)
+    else:
+        assert used | source == _rows(own) and len(source) == 40
 
 
 class Interrupting(Silent):

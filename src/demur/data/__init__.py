@@ -12,6 +12,7 @@ from demur.data.background import (
     photo_patches,
     with_background,
 )
+from demur.data.formats import NoSplitError
 from demur.data.images import ImageSet, as_floats
 from demur.data.sources import CheckResult, SourceStatus, check, data_root, describe, get, load
 
@@ -20,6 +21,7 @@ __all__ = [
     "CheckResult",
     "FitPredict",
     "ImageSet",
+    "NoSplitError",
     "Selection",
     "SourceStatus",
     "as_floats",

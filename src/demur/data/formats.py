@@ -20,6 +20,10 @@ GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 Array = NDArray[np.generic]
 
 
+class NoSplitError(DemurError):
+    """A set that is whole, but has no such split: all of it is in the other one."""
+
+
 def read_npz(path: Path, split: str = "train", class_names: tuple[str, ...] = ()) -> ImageSet:
     """Read an image set from an npz archive: `images` and `labels`, or `train_images`, `train_labels`, ...
 
@@ -41,7 +45,7 @@ def read_npz(path: Path, split: str = "train", class_names: tuple[str, ...] = ()
             labels = _int64_labels(_array(archive, f"{prefix}labels"))
             return ImageSet(images, labels, class_names or _class_names(archive), path.stem)
     except DemurError as error:
-        raise DemurError(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, MemoryError, RuntimeError) as error:
         raise DemurError(f"{path} is not a whole npz archive (truncated, damaged or of another format). Get it again.") from error
 
@@ -49,7 +53,7 @@ def read_npz(path: Path, split: str = "train", class_names: tuple[str, ...] = ()
 def _prefix(archive: NpzFile, split: str) -> str:
     """What stands before `images` and `labels` in the names of the split's arrays."""
     has_splits = "train_images" in archive.files or "test_images" in archive.files
-    if split != "train" and not has_splits and "images" in archive.files:
+    if split != "train" and "test_images" not in archive.files and ("images" in archive.files or has_splits):
         raise no_split("it", split)
     return f"{split}_" if has_splits else ""
 
@@ -182,6 +186,6 @@ def _palette(image: Image.Image) -> list[tuple[int, int, int]]:
     return [(values[3 * i], values[3 * i + 1], values[3 * i + 2]) for i in used if isinstance(i, int)]
 
 
-def no_split(subject: str, split: str) -> DemurError:
+def no_split(subject: str, split: str) -> NoSplitError:
     """Make the error for a set that comes in one piece."""
-    return DemurError(f"{subject} has no {split} split. Load all of it with split='train' and use .split(fraction, seed).")
+    return NoSplitError(f"{subject} has no {split} split. Load all of it with split='train' and use .split(fraction, seed).")

@@ -1,6 +1,7 @@
 """The background-class experiment from end to end: its images, its cells, its tables and its gallery."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from demur import data, seeds
 from demur.attacks import sizes
 from demur.classifier import Classifier, Outcome, decide, outcomes_of
-from demur.data import ImageSet, as_floats
+from demur.data import ImageSet, NoSplitError, SourceStatus, as_floats
 from demur.data.background import embedded_backgrounds
 from demur.errors import DemurError
 from demur.experiments.background_class import cells
@@ -34,17 +35,21 @@ from demur.networks import background_class_network
 
 TITLE = "Background class"
 SOURCE = "McCoyd & Wagner 2018, Background Class Defense Against Adversarial Examples"
+MADE_FROM = 0.2  # of a set without a test split, as much as the embedded digits have in theirs
 _NAMES: tuple[Literal["correct", "rejected", "wrong"], ...] = ("correct", "rejected", "wrong")  # in the order of Outcome
 
 
 def prepare(profile: Profile, data_root: Path | None, seed: int) -> Material:
     """Load the images, and find what will not work with them before anything is written."""
-    images = _first_at_hand(profile.data, data_root)
+    known = {status.name: status for status in data.describe(data_root)}
+    entry = _first_at_hand(profile.data, known)
+    images = _load(entry, data_root)
     if profile.made_per_kind:
-        # Made of the test part, which is not used otherwise: a morph of an image that is tested would be a hint.
-        source = data.load(images.name, "test", data_root)
+        images, source = _apart(entry, images, data_root, seeds.derive(seed, "made of"))
         images = embedded_backgrounds(images, profile.made_per_kind, seeds.derive(seed, "made"), source)
-    selection = _first_at_hand(profile.selection.data, data_root) if profile.selection.data else images
+    selection = images
+    if profile.selection.data:
+        selection = _load(_first_at_hand(profile.selection.data, known), data_root)
     keys = tuple(profile.keys)
     candidates = tuple(name for name in images.class_names if name not in keys)
     chosen = candidates if profile.background == "selected" else tuple(profile.background)
@@ -68,12 +73,26 @@ def prepare(profile: Profile, data_root: Path | None, seed: int) -> Material:
     return Material(images, keys, candidates, selection, Data(images.name, images.fingerprint, len(images), images.num_classes))
 
 
-def _first_at_hand(names: Sequence[str], root: Path | None) -> ImageSet:
-    """The first of these data sets that is there; if none is, the error about the first that users can download."""
-    known = {status.name: status for status in data.describe(root)}
-    there = (name for name in names if name not in known or known[name].where)
-    downloadable = (name for name in names if known[name].megabytes)
-    return data.load(next(there, None) or next(downloadable, names[0]), root=root)
+def _first_at_hand(entries: Sequence[str], known: Mapping[str, SourceStatus]) -> str:
+    """The first of these entries of a profile that is there; if none is, the first that users can download."""
+    there = (entry for entry in entries if entry not in known or known[entry].where)
+    downloadable = (entry for entry in entries if known[entry].megabytes)
+    return next(there, None) or next(downloadable, entries[0])
+
+
+def _load(entry: str, root: Path | None) -> ImageSet:
+    """The set of this entry, and by that name: the name that a path's file has may be another set's."""
+    return replace(data.load(entry, root=root), name=entry)
+
+
+def _apart(entry: str, images: ImageSet, root: Path | None, seed: int) -> tuple[ImageSet, ImageSet]:
+    """The images to train and test on, and those to make backgrounds of: no image is both, since a morph of one that is tested
+    would be a hint. The latter are the test split, which is not used otherwise, or else a part of the set that is held out for them.
+    """
+    try:
+        return images, data.load(entry, "test", root)
+    except NoSplitError:
+        return images.split(MADE_FROM, seed)
 
 
 def work(profile: Profile, material: Material) -> float:
