@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from demur.data import ImageSet, load
+from demur.data import ImageSet, NoSplitError, load
 from demur.errors import DemurError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 5), dtype=np.uint8)
@@ -46,8 +46,10 @@ def test_npz_with_splits(tmp_path):
     test = load(path, "test")
     assert len(test) == 2 and test.class_names == ("0", "1", "2")
     one = saved(tmp_path, train_images=PIXELS, train_labels=LABELS)
-    with pytest.raises(DemurError, match="no array 'test_images'"):
+    with pytest.raises(NoSplitError, match="no test split"):
         load(one, "test")
+    with pytest.raises(DemurError, match="no array 'test_images'"):
+        load(saved(tmp_path, train_images=PIXELS, train_labels=LABELS, test_image=PIXELS), "test")
     with pytest.raises(DemurError, match=r"no test split.*split\(fraction, seed\)"):
         load(saved(tmp_path, images=PIXELS, labels=LABELS), "test")
     with pytest.raises(DemurError, match=r"unknown split 'tset'. Did you mean 'test'"):

@@ -53,7 +53,8 @@ def read_npz(path: Path, split: str = "train", class_names: tuple[str, ...] = ()
 def _prefix(archive: NpzFile, split: str) -> str:
     """What stands before `images` and `labels` in the names of the split's arrays."""
     has_splits = "train_images" in archive.files or "test_images" in archive.files
-    if split != "train" and "test_images" not in archive.files and ("images" in archive.files or has_splits):
+    has_any = any(name.startswith(f"{split}_") for name in archive.files)
+    if split != "train" and not has_any and (has_splits or "images" in archive.files):
         raise no_split("it", split)
     return f"{split}_" if has_splits else ""
 
