@@ -110,7 +110,7 @@ def test_files_that_are_no_npz(tmp_path):
         with pytest.raises(DemurError) as caught:
             load(path)
         assert "bad.npz" in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(DemurError, match=r"there is no file .*absent.npz"):
+    with pytest.raises(DemurError, match=r"absent.npz: there is no data set of this name, and no such file"):
         load(tmp_path / "absent.npz")
 
 
@@ -224,4 +224,4 @@ def test_folders_that_are_no_image_sets(tmp_path):
     with pytest.raises(DemurError, match="floating-point pixels"):
         load(tmp_path)
     with pytest.raises(DemurError, match=r"neither an .npz file nor a folder"):
-        load(tmp_path / "absent")
+        load(tmp_path / "a" / "0.png")

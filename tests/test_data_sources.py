@@ -187,6 +187,34 @@ def test_unknown_name_offers_the_nearest(tmp_path):
             call("emnist-ballanced")
 
 
+def test_a_path_that_is_not_there_is_said_to_be_neither_a_name_nor_a_path(tmp_path):
+    for call in (data.load, lambda name: data.check(tmp_path, [name])):
+        for path in (str(tmp_path / "none"), str(tmp_path / "none.npz")):
+            with pytest.raises(DemurError, match="no data set of this name, and no such file or folder"):
+                call(path)
+    with pytest.raises(DemurError, match=r"unknown data set 'none'.*There is no such file or folder, either"):
+        data.load("none")
+
+
+def test_a_path_is_checked_by_what_is_in_it(tmp_path):
+    labels = np.array([0, 1, 1, 2, 2, 2])
+    images = np.full((6, 4, 5, 3), 7, np.uint8)
+    images[0] = 250
+    np.savez(tmp_path / "own.npz", train_images=images, train_labels=labels, test_images=images[:2], test_labels=labels[:2])
+    (tmp_path / "empty" / "cat").mkdir(parents=True)
+    whole, empty = data.check(tmp_path, [str(tmp_path / "own.npz"), str(tmp_path / "empty")])
+    assert whole.state == "ok"
+    assert whole.reason == "6 + 2 images of 5x4 colour, pixels from 7 to 250; 3 classes, 1 (0) to 3 (2) images of each"
+    assert empty.state == "bad" and "has no images" in empty.reason
+
+
+def test_a_part_of_a_set_says_of_what_it_is_a_part(tmp_path):
+    assert {status.name: status.subset_of for status in data.describe(tmp_path)}["cifar10"] is None
+    np.savez(tmp_path / "cifar10.npz", images=UPRIGHT, labels=np.arange(30))
+    (cifar10,) = (status for status in data.describe(tmp_path) if status.name == "cifar10")
+    assert cifar10.images == {"train": 25_000, "test": 5_000} and cifar10.subset_of == {"train": 50_000, "test": 10_000}
+
+
 def test_root_is_the_argument_or_the_environment_or_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DEMUR_DATA", str(tmp_path / "environment"))
     assert data.data_root(tmp_path) == tmp_path

@@ -87,30 +87,41 @@ def list_data(data_root: DataRoot = None) -> None:
     """Say which data sets are there, and which could be downloaded."""
     from demur import data
 
+    _existing(data_root)
     out_console.print(f"Data sets under {data.data_root(data_root)}", markup=False, highlight=False, soft_wrap=True)
     for status in data.describe(data_root):
         absent = f"no; {status.megabytes:,} MB to download" if status.megabytes else "no, nor to download"
         there = absent if status.where is None else "embedded" if status.where == "embedded" else "there"
-        images = " + ".join(f"{count:,}" for count in status.images.values())
-        out_console.print(f"{status.name:18}{there:26}{images} images of {status.classes} classes", highlight=False)
+        part = f", a subset of {data.counted(status.subset_of)}" if status.subset_of else ""
+        line = f"{status.name:18}{there:26}{data.counted(status.images)} images of {status.classes} classes{part}"
+        out_console.print(line, highlight=False, soft_wrap=True)
         out_console.print(f"{'':18}{status.about}", style="dim", markup=False, highlight=False, soft_wrap=True)
     out_console.print("Get one with: demur data get NAME. A path of an .npz file or of a folder of images by class works as a name, too.")
 
 
 @data_app.command("check")
 def check_data(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Data sets to check; all if none is named.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Data sets to check, by name or path; all if none is named.")
+    ] = None,
     data_root: DataRoot = None,
 ) -> None:
     """Verify counts, checksums and ranges of the data sets that are there. Exits with 1 if one is bad."""
     from demur import data
 
+    _existing(data_root)
     results = data.check(data_root, names or None)
     for result in results:
         style = {"ok": "green", "bad": "red"}.get(result.state, "dim")
-        out_console.print(f"{result.state:8}{result.name:18}{result.reason}", style=style, markup=False, highlight=False, soft_wrap=True)
+        out_console.print(f"{result.state:8}{result.name:17} {result.reason}", style=style, markup=False, highlight=False, soft_wrap=True)
     if any(result.state == "bad" or (names and result.state == "missing") for result in results):
         raise typer.Exit(1)
+
+
+def _existing(data_root: Path | None) -> None:
+    """A folder that somebody names is there, or it is misspelt; the one in the cache need not be there yet."""
+    if data_root and not data_root.expanduser().is_dir():
+        raise DemurError(f"there is no folder {data_root}, where --data-root or DEMUR_DATA says that data sets lie.")
 
 
 @data_app.command("get")

@@ -14,7 +14,7 @@ from demur.data.background import (
 )
 from demur.data.formats import NoSplitError
 from demur.data.images import ImageSet, as_floats
-from demur.data.sources import CheckResult, SourceStatus, check, data_root, describe, get, load
+from demur.data.sources import CheckResult, SourceStatus, check, counted, data_root, describe, get, load
 
 __all__ = [
     "CandidateRate",
@@ -28,6 +28,7 @@ __all__ = [
     "check",
     "chopped",
     "confusing_classes",
+    "counted",
     "data_root",
     "describe",
     "embedded_backgrounds",

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -15,7 +15,7 @@ from torchvision import datasets
 
 from demur.data import downloads
 from demur.data.downloads import Download
-from demur.data.formats import no_split, read_folder, read_npz
+from demur.data.formats import NoSplitError, no_split, read_folder, read_npz
 from demur.data.images import ImageSet
 from demur.errors import DemurError, unknown
 from demur.files import file_digest
@@ -73,6 +73,8 @@ class SourceStatus:
     """The file (the first of them) under the root, or "embedded"; None where it is not there."""
     megabytes: int | None
     """The size of the download; None where there is nothing to download."""
+    subset_of: Mapping[str, int] | None = None
+    """How many images each split of the whole set has, where only a part of it is there."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,15 @@ def load(name: str | Path, split: str = "train", root: str | Path | None = None)
             raise DemurError(fault)
         return replace(layout.read(folder, split), name=name)
     path = Path(name).expanduser()
-    if path.suffix == ".npz":
-        return read_npz(path, split)
+    _expect(path, str(name))
     try:
         if path.is_dir():
             return read_folder(path, split)
     except OSError as error:
         raise DemurError(f"cannot read {path}: {error.strerror}.") from error
-    if len(path.parts) > 1 or isinstance(name, Path):
-        raise DemurError(f"{path} is neither an .npz file nor a folder.")
-    raise unknown("data set", str(name), SOURCES)
+    if path.suffix == ".npz":
+        return read_npz(path, split)
+    raise DemurError(f"{path} is neither an .npz file nor a folder.")
 
 
 def describe(root: str | Path | None = None) -> list[SourceStatus]:
@@ -135,7 +136,8 @@ def describe(root: str | Path | None = None) -> list[SourceStatus]:
         layout = found or source.layouts[0]
         where = str(folder / next(iter(layout.files))) if layout.files else "embedded"
         megabytes = source.download.megabytes if source.download else None
-        statuses.append(SourceStatus(name, source.about, source.classes, layout.images, where if found else None, megabytes))
+        whole = source.layouts[0].images if layout is not source.layouts[0] else None
+        statuses.append(SourceStatus(name, source.about, source.classes, layout.images, where if found else None, megabytes, whole))
     return statuses
 
 
@@ -152,8 +154,14 @@ def get(name: str, root: str | Path | None = None) -> None:
 
 
 def check(root: str | Path | None = None, names: Sequence[str] | None = None) -> list[CheckResult]:
-    """Read the data sets of these names (default: all) and verify checksums, counts, labels and the range of pixels."""
-    return [_check(name, _source(name), data_root(root)) for name in (SOURCES if names is None else names)]
+    """Read the data sets of these names (default: all) and verify checksums, counts, labels and the range of pixels.
+
+    A name may be a path, as in `load`; of such a set nothing is known beforehand, and its counts and ranges are told.
+
+    Raises: DemurError for a name that is neither known nor a file or folder.
+    """
+    folder = data_root(root)
+    return [_check(name, SOURCES[name], folder) if name in SOURCES else _check_path(name) for name in (SOURCES if names is None else names)]
 
 
 def _check(name: str, source: Source, root: Path) -> CheckResult:
@@ -162,9 +170,49 @@ def _check(name: str, source: Source, root: Path) -> CheckResult:
         return CheckResult(name, "missing", _missing(name, root))
     if fault := _fault(name, source, layout, root):
         return CheckResult(name, "bad", fault)
-    counts = " + ".join(f"{count:,}" for count in layout.images.values())
+    counts = counted(layout.images)
+    if layout is not source.layouts[0]:
+        counts += f" (a subset of {counted(source.layouts[0].images)})"
     checksums = ", checksums match" if any(layout.files.values()) else ""
     return CheckResult(name, "ok", f"{counts} images, {source.classes} classes{checksums}")
+
+
+def _check_path(name: str) -> CheckResult:
+    """What is in an .npz file or a folder: images of each split, their shape and range, and how the classes share them."""
+    _expect(Path(name).expanduser(), name)
+    try:
+        sets = {"train": load(name)}
+        with suppress(NoSplitError):
+            sets["test"] = load(name, "test")
+    except DemurError as error:
+        return CheckResult(name, "bad", str(error))
+    first = sets["train"]
+    channels, height, width = first.images.shape[1:]
+    low, high = (min(int(one.images.min()) for one in sets.values()), max(int(one.images.max()) for one in sets.values()))
+    counts = first.counts()
+    fewest, most = (f"{int(counts[label]):,} ({first.class_names[label]})" for label in (counts.argmin(), counts.argmax()))
+    reason = (
+        f"{counted({split: len(one) for split, one in sets.items()})} images of {width}x{height} {'grey' if channels == 1 else 'colour'}, "
+        f"pixels from {low} to {high}; {first.num_classes} classes, {fewest} to {most} images of each"
+    )
+    return CheckResult(name, "ok", reason)
+
+
+def counted(images: Mapping[str, int]) -> str:
+    """The images of each split, as in "60,000 + 10,000"."""
+    return " + ".join(f"{count:,}" for count in images.values())
+
+
+def _expect(path: Path, name: str) -> None:
+    """Raise DemurError where a name that no data set has is of no file or folder either."""
+    try:
+        if path.exists():
+            return
+    except OSError as error:
+        raise DemurError(f"cannot read {path}: {error.strerror}.") from error
+    if len(path.parts) > 1 or path.suffix == ".npz":
+        raise DemurError(f"{name}: there is no data set of this name, and no such file or folder.")
+    raise DemurError(f"{unknown('data set', name, SOURCES)} There is no such file or folder, either.")
 
 
 def _wrong_checksum(name: str, layout: Layout, root: Path) -> str:
