@@ -154,6 +154,7 @@ def test_an_interrupted_run_resumes_with_the_same_bits(profile, folder, tmp_path
     cell = min(out.glob("cells/*.safetensors"))
     cell.write_bytes(cell.read_bytes()[:-1])
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.stderr.startswith("Data: digits + made backgrounds, 1,638 images of 15 classes.\n")
     assert done.returncode == 0 and "corrupted or foreign" in done.stderr
     assert without_times(out) == without_times(folder)
     assert (out / "gallery.safetensors").read_bytes() == (folder / "gallery.safetensors").read_bytes()
@@ -192,6 +193,9 @@ def test_profiles_of_the_package_are_sound_and_faults_are_named(tmp_path):
         (["data", "get", "emnist-merge", "--data-root", "{tmp}"], "emnist-bymerge"),
         (["frobnicate"], "No such command"),
         (["demo", "--out", "{tmp}/file"], "is a file"),
+        (["data", "list", "--data-root", "{tmp}/none"], "there is no folder"),
+        (["data", "check", "--data-root", "{tmp}/none"], "there is no folder"),
+        (["data", "check", "{tmp}/none"], "no such file or folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(words, said, tmp_path):
@@ -293,12 +297,21 @@ def test_backgrounds_are_made_of_the_own_data_that_is_named_and_of_none_of_its_i
     material = experiment.prepare(load_profile("background-class", str(tmp_path / "own.toml")), None, 0)
     used = _rows(material.images.only("0123456789").images)
     source = _rows(sources[0].images)
-    assert material.description.name == f"{path} + made backgrounds" and material.images.num_classes == 15
+    assert material.taken == f"Data: {path} + made backgrounds, {len(material.images)} images of 15 classes."
+    assert material.description.name == f"{path} + made backgrounds" and not material.description.rooted and not material.embedded
+    assert material.images.num_classes == 15
     assert not used & source
     if kind == "npz with splits":
         assert used == _rows(own) and source == _rows(test)
     else:
         assert used | source == _rows(own) and len(source) == 40
+
+
+def test_a_data_set_that_is_not_the_profiles_first_is_said(tmp_path):
+    (tmp_path / "own.toml").write_text(TINY.replace('["digits"]', '["emnist-bymerge", "digits"]'))
+    material = experiment.prepare(load_profile("background-class", str(tmp_path / "own.toml")), tmp_path, 0)
+    said = f"Data: digits + made backgrounds, 1,638 images of 15 classes; emnist-bymerge, named first, is not in {tmp_path}."
+    assert material.taken == said and material.embedded
 
 
 class Interrupting(Silent):
@@ -339,6 +352,9 @@ def test_data_commands_say_what_is_there(tmp_path):
     assert checked.returncode == 0 and "missing" in checked.stdout
     assert demur("data", "check", "mnist", "--data-root", tmp_path).returncode == 1
     assert demur("data", "check", "digits").stdout.startswith("ok")
+    (tmp_path / "cifar10.npz").write_bytes(b"")
+    assert "25,000 + 5,000 images of 10 classes, a subset of 50,000 + 10,000\n" in demur("data", "list", "--data-root", tmp_path).stdout
+    assert "4 classes" in demur("data", "check", _npz(tmp_path / "own.npz", images=IMAGES, labels=LABELS)).stdout
 
 
 def test_the_report_can_be_made_anew(folder):

@@ -109,6 +109,8 @@ class Data:
     fingerprint: str = ""
     images: int | None = None
     classes: int | None = None
+    rooted: bool = True
+    """Whether they lie under a data root, which the command then has to name."""
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -17,7 +17,7 @@ from demur.experiments.cells import Run, versions
 from demur.experiments.results import Cost, Results, write
 from demur.files import canonical_json, write_text, writing
 from demur.hardware import pick_device
-from demur.progress import job
+from demur.progress import job, message
 
 EXPERIMENTS: dict[str, ModuleType] = {"background-class": background_class}
 """Each has TITLE, SOURCE, Profile (a pydantic model), and `prepare`, `work` and `carry_out`, as background_class has them."""
@@ -54,6 +54,7 @@ def run(
     material = module.prepare(settings, data_root, seed)
     identity = {"experiment": experiment, "profile": settings.model_dump(mode="json"), "seed": seed, "data": material.fingerprint}
     _claim(folder, identity)
+    message(material.taken)
     with job(module.TITLE, module.work(settings, material)) as progress:
         current = Run(Ledger(folder / "cells"), chosen.type, seed, progress)
         tables, curves, summary, warnings = module.carry_out(settings, material, current, folder)

@@ -34,6 +34,10 @@ class Material:
     candidates: tuple[str, ...]
     selection_images: ImageSet
     description: Data
+    taken: str
+    """A line that says which data sets were taken."""
+    embedded: bool
+    """Whether they are the package's own, small ones."""
 
     @property
     def fingerprint(self) -> str:

@@ -47,9 +47,8 @@ def prepare(profile: Profile, data_root: Path | None, seed: int) -> Material:
     if profile.made_per_kind:
         images, source = _apart(entry, images, data_root, seeds.derive(seed, "made of"))
         images = embedded_backgrounds(images, profile.made_per_kind, seeds.derive(seed, "made"), source)
-    selection = images
-    if profile.selection.data:
-        selection = _load(_first_at_hand(profile.selection.data, known), data_root)
+    selection_entry = _first_at_hand(profile.selection.data or (entry,), known)
+    selection = _load(selection_entry, data_root) if profile.selection.data else images
     keys = tuple(profile.keys)
     candidates = tuple(name for name in images.class_names if name not in keys)
     chosen = candidates if profile.background == "selected" else tuple(profile.background)
@@ -70,7 +69,13 @@ def prepare(profile: Profile, data_root: Path | None, seed: int) -> Material:
         if height != width:
             raise DemurError(f"the background-class network needs square images; those of {part.name} are {height}x{width}.")
         background_class_network(2, channels=channels, size=height)
-    return Material(images, keys, candidates, selection, Data(images.name, images.fingerprint, len(images), images.num_classes))
+    taken = f"Data: {_counted(images)}{_passed_over(profile.data, entry, data_root)}."
+    if profile.selection.data:
+        taken += f" The selection's: {_counted(selection)}{_passed_over(profile.selection.data, selection_entry, data_root)}."
+    where = {known[one].where if one in known else "" for one in (entry, selection_entry)}
+    rooted = bool(where - {"", "embedded"})
+    description = Data(images.name, images.fingerprint, len(images), images.num_classes, rooted)
+    return Material(images, keys, candidates, selection, description, taken, embedded=where == {"embedded"})
 
 
 def _first_at_hand(entries: Sequence[str], known: Mapping[str, SourceStatus]) -> str:
@@ -78,6 +83,18 @@ def _first_at_hand(entries: Sequence[str], known: Mapping[str, SourceStatus]) ->
     there = (entry for entry in entries if entry not in known or known[entry].where)
     downloadable = (entry for entry in entries if known[entry].megabytes)
     return next(there, None) or next(downloadable, entries[0])
+
+
+def _passed_over(entries: Sequence[str], taken: str, root: Path | None) -> str:
+    """Say which entries the profile would rather have had."""
+    missing = entries[: entries.index(taken)]
+    return (
+        f"; {' and '.join(missing)}, named first, {'is' if len(missing) == 1 else 'are'} not in {data.data_root(root)}" if missing else ""
+    )
+
+
+def _counted(images: ImageSet) -> str:
+    return f"{images.name}, {len(images):,} images of {images.num_classes} classes"
 
 
 def _load(entry: str, root: Path | None) -> ImageSet:
