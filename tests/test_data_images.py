@@ -70,6 +70,11 @@ def test_floats_are_uint8_over_255_and_float_images_pass():
             as_floats(bad)
 
 
+def test_a_set_says_in_one_line_what_it_is():
+    images = ImageSet(torch.zeros(1200, 1, 2, 3, dtype=torch.uint8), torch.zeros(1200, dtype=torch.int64), ("a", "b"), "own")
+    assert repr(images) == "ImageSet('own': 1,200 images of 1x2x3, 2 classes)"
+
+
 def test_floats_of_some_images():
     images = numbered(10)
     assert images.floats().shape == (10, 1, 1, 2)

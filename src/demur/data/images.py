@@ -57,6 +57,10 @@ class ImageSet:
             raise DemurError(f"labels must be int64, not {self.labels.dtype}.")
         check_labels(self.labels, len(self.images), self.num_classes)
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.images.shape[1:]))
+        return f"ImageSet({self.name!r}: {len(self):,} images of {shape}, {self.num_classes} classes)"
+
     def __len__(self) -> int:
         return len(self.images)
 
