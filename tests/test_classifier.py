@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from demur import REJECT, Classifier, DemurError, Outcome, outcomes
+from demur.classifier import check_classifier
+from demur.evaluation import offset_for, shifted
 from models import Constant, convolutional, images_of, linear
 
 
@@ -70,6 +72,19 @@ def test_bad_images_end_at_the_boundary(images, said):
 def test_bad_labels_end_at_the_boundary(labels):
     with pytest.raises(DemurError, match="labels"):
         outcomes(linear(3, 64, 3), images_of(2), labels)
+
+
+def test_a_bare_network_is_refused_with_the_remedy():
+    bare = linear(3, 64, 3).module
+    for call in (
+        lambda: outcomes(bare, images_of(1), torch.tensor([0])),
+        lambda: offset_for(bare, images_of(1), 0.1),
+        lambda: shifted(bare, 0.0),
+    ):
+        with pytest.raises(DemurError, match=r"not Linear. Wrap it: Classifier\(module, num_classes=...\)"):
+            call()
+    with pytest.raises(DemurError, match="not str"):
+        check_classifier("network")
 
 
 def test_scores_of_a_wrong_shape_or_not_finite_are_refused():

@@ -34,7 +34,9 @@ def test_rates_agree_with_counting_by_hand_and_scikit_learn(found):
         assert math.isnan(measured.selective_accuracy)
 
 
-@pytest.mark.parametrize("bad", [torch.tensor([], dtype=torch.int64), torch.tensor([3]), torch.tensor([-1]), torch.zeros(2, 2)])
+@pytest.mark.parametrize(
+    "bad", [torch.tensor([], dtype=torch.int64), torch.tensor([3]), torch.tensor([-1]), torch.zeros(2, 2), torch.zeros(2), [0, 1, 2]]
+)
 def test_rates_of_what_are_no_outcomes_are_refused(bad):
     with pytest.raises(DemurError, match="outcomes"):
         rates(bad)

@@ -57,6 +57,12 @@ def test_pooling_before_the_rectifier_is_the_same_network():
     assert torch.equal(network(images), nn.Sequential(*printed)(images))
 
 
+@pytest.mark.parametrize("outputs", [0, 1])
+def test_a_network_without_a_choice_is_refused(outputs):
+    with pytest.raises(DemurError, match="at least 2 outputs"):
+        background_class_network(outputs)
+
+
 def test_pixels_are_centred_inside_the_network():
     assert torch.equal(background_class_network(10)[0](torch.tensor([0.0, 0.25, 1.0])), torch.tensor([-0.5, -0.25, 0.5]))
 

@@ -86,8 +86,10 @@ def decide(scores: Tensor, num_classes: int) -> Tensor:
 def outcomes(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
     """Outcome of each image, (N,) int64: CORRECT, REJECTED or WRONG.
 
-    Raises: DemurError for images not float (N, C, H, W) in [0, 1], or labels not (N,) integers in 0..num_classes-1.
+    Raises: DemurError for what is no Classifier, images not float (N, C, H, W) in [0, 1], or labels not (N,) integers in
+        0..num_classes-1.
     """
+    check_classifier(classifier)
     check_labels(labels, len(images), classifier.num_classes)
     return outcomes_of(classifier.predict(images), labels)
 
@@ -97,6 +99,13 @@ def outcomes_of(predictions: Tensor, labels: Tensor) -> Tensor:
     labels = labels.to(predictions.device)
     answered = torch.where(predictions == labels, int(Outcome.CORRECT), int(Outcome.WRONG))
     return torch.where(predictions == REJECT, int(Outcome.REJECTED), answered)
+
+
+def check_classifier(classifier: object) -> None:
+    """Raise DemurError unless it is a Classifier: a bare network does not say how many classes it has, nor if it can reject."""
+    if not isinstance(classifier, Classifier):
+        remedy = " Wrap it: Classifier(module, num_classes=...)." if isinstance(classifier, nn.Module) else ""
+        raise DemurError(f"a demur Classifier is wanted, not {type(classifier).__name__}.{remedy}")
 
 
 def check_images(images: Tensor) -> None:

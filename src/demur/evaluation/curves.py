@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from demur.classifier import Classifier
+from demur.classifier import Classifier, check_classifier
 from demur.errors import DemurError
 from demur.evaluation.metrics import Rates, rates
 
@@ -43,6 +43,7 @@ class _Shifted(nn.Module):
 
 def shifted(classifier: Classifier, offset: float) -> Classifier:
     """Give the classifier with `offset` added to its reject score: one that rejects more, or less."""
+    check_classifier(classifier)
     return Classifier(_Shifted(classifier, offset), classifier.num_classes)
 
 
@@ -54,6 +55,7 @@ def offset_for(classifier: Classifier, images: Tensor, rejection_rate: float) ->
         images: clean images (N, C, H, W) that are neither trained on nor tested with (R17).
         rejection_rate: in [0, 1). With fewer than one image to reject, none is; of images that tie at the threshold, none is.
     """
+    check_classifier(classifier)
     if not 0 <= rejection_rate < 1:
         raise DemurError(f"a rejection rate lies in [0, 1), not at {rejection_rate:g}.")
     scores = classifier.scores(images).double()

@@ -55,8 +55,11 @@ class Rates:
 def rates(outcomes: Tensor) -> Rates:
     """Count outcomes (N,) of `Outcome`.
 
-    Raises: DemurError if there are none, or other values among them.
+    Raises: DemurError if they are no integer tensor, there are none, or other values among them.
     """
+    if not isinstance(outcomes, Tensor) or outcomes.is_floating_point() or outcomes.is_complex():
+        kind = outcomes.dtype if isinstance(outcomes, Tensor) else type(outcomes).__name__
+        raise DemurError(f"rates need outcomes as an integer tensor, as demur.outcomes gives them, not {kind}.")
     if outcomes.ndim != 1 or len(outcomes) == 0:
         raise DemurError(f"rates need outcomes of shape (N,), at least one; got {tuple(outcomes.shape)}.")
     counts = torch.bincount(outcomes.cpu().long().clamp(min=0), minlength=3)

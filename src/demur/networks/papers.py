@@ -25,6 +25,8 @@ def background_class_network(num_outputs: int, *, channels: int = 1, size: int =
     """
     if size < 6 or size % 2:
         raise DemurError(f"the background-class network needs images of an even size of at least 6 pixels, not {size}.")
+    if num_outputs < 2 or channels < 1:
+        raise DemurError(f"the background-class network needs at least 2 outputs and 1 channel, not {num_outputs} and {channels}.")
     eps, momentum = 1e-3, 0.1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
