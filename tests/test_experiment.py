@@ -168,7 +168,11 @@ def test_profiles_of_the_package_are_sound_and_faults_are_named(tmp_path):
         load_profile("background-class", "dekk")
     for text, said in (
         (TINY.replace("splits = 2", "splits = 0"), "splits: Input should be greater"),
-        (TINY + "\nspeed = 3", "speed: Extra inputs"),
+        (TINY + "\nspeed = 3", "speed: there is no such key"),
+        (TINY.replace("splits", "splitz"), r": splitz: there is no such key \(did you mean 'splits'\?\); splits: it is missing\.$"),
+        (TINY.replace("folds", "foldz"), r"selection.foldz: .*'folds'\?\); selection.folds: it is missing"),
+        (TINY.replace('["digits"]', '"folder"'), r'data: a list of names is wanted: \["folder"\]'),
+        (TINY.replace("eps = [0.0, 0.1, 0.3]", "eps = 0.3"), "curve.eps: Input should be a list"),
         ("data = [", "not TOML"),
     ):
         path = tmp_path / "bad.toml"
@@ -187,8 +191,10 @@ def test_profiles_of_the_package_are_sound_and_faults_are_named(tmp_path):
         (["run", "background-class", "--profile", "desk", "--data-root", "{tmp}"], "demur data get emnist-bymerge"),
         (["run", "background-class", "--device", "gpu"], "unknown device"),
         (["run", "background-class", "--seed", "many"], "--seed"),
-        (["run"], "Missing argument"),
+        (["run", "background-class", "--seed", "-1"], "from 0 up, not -1"),
+        (["run"], "Missing argument 'experiment'. See: demur --help"),
         (["report", "{tmp}"], "results.json"),
+        (["report", "{tmp}/file"], "run's folder is wanted"),
         (["data", "get", "mnits"], "Did you mean 'mnist'"),
         (["data", "get", "emnist-merge", "--data-root", "{tmp}"], "emnist-bymerge"),
         (["frobnicate"], "No such command"),

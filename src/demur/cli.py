@@ -150,7 +150,8 @@ def main() -> None:
         if message.startswith("Usage:"):  # no command at all: the help is the answer
             out_console.print(message, markup=False, highlight=False)
             sys.exit(2)
-        _fail(f"{' '.join(message.split())} See: demur --help", 2)
+        said = " ".join(message.split())
+        _fail(f"{said}{'' if said.endswith(('.', '?', '!')) else '.'} See: demur --help", 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted. The same command goes on where it was.", INTERRUPTED)
     except BrokenPipeError:

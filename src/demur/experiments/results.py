@@ -180,6 +180,8 @@ def write(results: Results, folder: Path) -> None:
 
 def read(folder: Path) -> Results:
     """Read results.json of a run's folder. Raises: DemurError if it is missing or is no result of ours."""
+    if folder.is_file():
+        raise DemurError(f"{folder} is a file; the run's folder is wanted: {folder.parent}")
     path = folder / "results.json"
     remedy = f"Make it with: demur run EXPERIMENT --out {folder}"
     try:

@@ -3,6 +3,7 @@
 import importlib.resources
 import platform
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,9 +43,11 @@ def run(
         device: `auto`, `cpu` or `cuda`.
         seed: of everything that is drawn.
 
-    Raises: DemurError for an unknown name, a profile that does not fit, data that is not there, no GPU where one is asked for, or
-        a folder that cannot be written or holds another run.
+    Raises: DemurError for an unknown name, a negative seed, a profile that does not fit, data that is not there, no GPU where one is
+        asked for, or a folder that cannot be written or holds another run.
     """
+    if seed < 0:
+        raise DemurError(f"the seed is a whole number from 0 up, not {seed}.")
     if experiment not in EXPERIMENTS:
         raise unknown("experiment", experiment, EXPERIMENTS)
     module = EXPERIMENTS[experiment]
@@ -82,7 +85,7 @@ def run(
 def load_profile(experiment: str, profile: str) -> Any:
     """Read a profile's TOML, by its name or path, into the experiment's settings.
 
-    Raises: DemurError for an unknown name, a file that is no TOML, or settings that do not fit, naming the first that does not.
+    Raises: DemurError for an unknown name, a file that is no TOML, or settings that do not fit, naming all that do not.
     """
     if profile.endswith(".toml"):
         path: Any = Path(profile)
@@ -92,16 +95,40 @@ def load_profile(experiment: str, profile: str) -> Any:
         if profile not in known:
             raise unknown("profile", profile, known)
         path = folder / f"{profile}.toml"
+    settings: type[BaseModel] = EXPERIMENTS[experiment].Profile
     try:
-        settings: type[BaseModel] = EXPERIMENTS[experiment].Profile
         return settings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise DemurError(f"profile {profile}: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DemurError(f"profile {profile} is not TOML: {error}.") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise DemurError(f"profile {profile}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+        raise DemurError(f"profile {profile}: {_faults(error, settings)}.") from error
+
+
+def _faults(error: ValidationError, settings: type[BaseModel]) -> str:
+    """Say all that does not fit, unknown keys first: a misspelt one is also missing."""
+    unknown_keys, others = [], []
+    for fault in error.errors(include_url=False):
+        place = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("tuple[", "str")))
+        if fault["type"] == "extra_forbidden":
+            near = get_close_matches(str(fault["loc"][-1]), _keys(settings, fault["loc"][:-1]), n=1)
+            unknown_keys.append(f"{place}: there is no such key" + (f" (did you mean {near[0]!r}?)" if near else ""))
+        elif fault["type"] == "missing":
+            others.append(f"{place}: it is missing")
+        else:
+            said = fault["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+            others.append(f"{place}: {said}")
+    return "; ".join(dict.fromkeys([*unknown_keys, *others]))
+
+
+def _keys(settings: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """The keys that a profile may have at that place."""
+    for part in place:
+        inner = settings.model_fields[str(part)].annotation
+        assert isinstance(inner, type) and issubclass(inner, BaseModel)
+        settings = inner
+    return list(settings.model_fields)
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
