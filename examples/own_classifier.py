@@ -25,6 +25,7 @@ strangers = made.images[made.labels >= 10]
 defended = BackgroundClass(background_class_network(11), num_classes=10)
 defended.fit(train.images, train.labels, strangers, epochs=10, seed=0)
 
+print("A toy, to see how it works: small embedded digits, made backgrounds, one-step attacks. The README has a real table.")
 for name, classifier in (("plain", plain), ("background class", defended)):
     for goal in (None, AnyError(by="cross_entropy"), Evade()):
         attempts = images if goal is None else fgs(classifier, images, labels, eps=0.25, goal=goal).attempts

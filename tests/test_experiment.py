@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from demur import DemurError, cli, data
 from demur.attacks import fgs
@@ -22,7 +24,7 @@ from demur.defenses import BackgroundClass
 from demur.evaluation import rates
 from demur.experiments import run
 from demur.experiments.background_class import experiment
-from demur.experiments.results import read, read_gallery
+from demur.experiments.results import Figure, read, read_gallery
 from demur.experiments.runner import load_profile
 from demur.networks import background_class_network
 from demur.progress import Silent, reporting
@@ -75,6 +77,8 @@ def without_times(folder: Path):
 
 def test_a_run_leaves_its_figures_beside_the_papers(folder):
     results = read(folder)
+    assert results.summary[0].startswith("A toy") and "README" in results.summary[0]
+    assert not any(re.match(r"R\d", line) for line in results.warnings)
     assert results.experiment == "background-class" and results.seed == 0 and results.summary and results.versions["demur"]
     titles = [table.title for table in results.tables]
     for name in ("Table I", "Table III", "Table V", "Table IV", "selection", "Trade-off"):
@@ -87,7 +91,7 @@ def test_a_run_leaves_its_figures_beside_the_papers(folder):
     assert len(lines) == 22
     for name in ("FGS eps 0.25", "FG eps 6.79"):
         worst = lines[f"{name}, worst of both reject-aware", "Digits + background"]
-        for attacker in ("reject-aware", "reject-aware, cross-entropy"):  # R18: per image, so never less
+        for attacker in ("reject-aware, margin", "reject-aware, cross-entropy"):  # R18: per image, so never less
             assert worst["wrong"] >= lines[f"{name}, {attacker}", "Digits + background"]["wrong"]
     assert all(sum(line.values()) == pytest.approx(100) and set(line) == {"correct", "wrong", "rejected"} for line in lines.values())
     assert all(line["rejected"] == 0 for (_, model), line in lines.items() if model == "Digits")
@@ -110,6 +114,8 @@ def test_the_curve_starts_at_the_clean_outcomes(folder):
 def test_the_more_clean_images_are_rejected_the_fewer_attacks_are_accepted(folder):
     """R21: a whole curve, not a single threshold; the reject score is raised, and the attackers know."""
     _, curve = read(folder).curves
+    assert curve.x == [0.5, 1, 2, 5, 10, 20] and "%" in curve.x_label
+    assert re.search(r"set on \d+ other clean test images", curve.note)
     clean, naive, _ = curve.series
     assert clean.rejected == sorted(clean.rejected) and clean.rejected[-1] > clean.rejected[0]
     assert naive.wrong[-1] <= naive.wrong[0]
@@ -124,6 +130,14 @@ def test_the_gallery_shows_stored_images_that_keep_to_their_eps(folder):
         assert picture.linf == pytest.approx(reach)
         assert "FG eps" in picture.attack or reach <= 0.25 + 1e-9
         assert (picture.decision == "reject") == (picture.outcome == "rejected")
+    turn = [(picture.model, picture.attack, picture.attacker) for picture in pictures[:8]]
+    assert len(set(turn)) == 8 and [model for model, *_ in turn] == ["Digits + background"] * 4 + ["Digits"] * 4
+
+
+def test_the_gallerys_first_cards_show_every_outcome_that_there_is():
+    """Also where one is rare, and comes late."""
+    assert experiment._mixed(torch.tensor([2, 2, 0, 2, 0, 2, 1])) == [6, 0, 2, 1, 4, 3, 5]
+    assert experiment._mixed(torch.tensor([0, 2, 2])) == [1, 0, 2]
 
 
 def test_the_same_run_again_computes_nothing_and_another_seed_is_refused(profile, folder):
@@ -273,6 +287,8 @@ def test_an_own_data_set_with_long_class_names_runs_and_the_papers_figures_are_n
     (tmp_path / "own.toml").write_text(text.replace("images = 30", "images = 20").replace("kept = [1, 5]", "kept = [1, 5, 8]"))
     results = read(run("background-class", str(tmp_path / "own.toml"), out=tmp_path / "out"))
     assert all(row.paper is None for table in results.tables for row in table.rows)
+    said = [table.title + table.note + "".join(row.column for row in table.rows) for table in results.tables] + results.summary
+    assert not re.search("toy|digits|letters", " ".join(said))
     trade = next(table for table in results.tables if table.title.startswith("Trade-off"))
     assert {row.row for row in trade.rows} == {"1 kind"} and {row.splits for row in trade.rows} == {1}  # no cell counts twice
 
@@ -363,11 +379,21 @@ def test_data_commands_say_what_is_there(tmp_path):
     assert "4 classes" in demur("data", "check", _npz(tmp_path / "own.npz", images=IMAGES, labels=LABELS)).stdout
 
 
-def test_the_report_can_be_made_anew(folder):
+def test_the_terminals_table_loses_no_letter_where_it_is_narrow():
+    long = "a_rather_long_label_without_any_break"
+    rows = [Figure(long, column, group=f"group_{long}", unit="%", measured=12.34, sd=1.23) for column in ("correct", "rejected", "wrong")]
+    text = io.StringIO()
+    Console(file=text, width=60).print(cli._table("Title", rows))
+    letters = re.sub(r"[^a-z_]", "", text.getvalue())
+    assert "…" not in text.getvalue() and "..." not in text.getvalue() and letters.count("_") == 2 * long.count("_") + 1
+
+
+def test_the_report_can_be_made_anew(profile, folder):
     for _ in range(2):
         done = demur("report", folder)
         assert done.returncode == 0 and str(folder / "report.html") in done.stdout.replace("\n", "")
         text = (folder / "report.html").read_text()
+        assert f"demur run background-class --profile {profile}</code>" in text and "paper’s own" not in text
         assert "Table V: attacked images" in text and "not yet measured" in text
         (folder / "report.html").unlink()
 

@@ -120,12 +120,27 @@ def test_page_shows_measured_beside_paper_and_how_to_run_it_again(tmp_path: Path
     assert "paper 5.91 ± 1.42 (+3.93)" in text
     assert "more than 2 sd above the paper" in text
     assert "95 % over these images 9.50–10.20, n 37,470, 3 splits" in text
-    assert "demur run background-class --profile desk --seed 0 --data-root ROOT" in text
+    assert "demur run background-class --profile desk --data-root ROOT" in text
+    assert "--seed" not in text and "--device" not in text
     assert "13 min 32 s" in text
     assert "training.lr" in text
     assert 'aria-label="measured: correct 9.84 %, wrong 90.16 %"' in html
     assert "wrong is highest, 50.0 %, at 0.3." in html
     assert 'id="gallery"' not in html
+
+
+def test_the_command_has_what_the_run_needs_and_no_more(tmp_path: Path) -> None:
+    html = page(tmp_path, profile="my own.toml", seed=3, device_asked="cpu", data={"name": "my own.npz", "rooted": False})
+    assert "demur run background-class --profile &#39;my own.toml&#39; --seed 3 --device cpu</code>" in html
+
+
+def test_the_papers_brackets_are_explained_where_there_are_any(tmp_path: Path) -> None:
+    assert "the paper’s own stand small" in page(tmp_path)
+    assert "paper’s" not in page(tmp_path, tables=[{"title": "Own", "rows": [figure("wrong", 1.0)]}])
+
+
+def test_a_cards_number_is_named(tmp_path: Path) -> None:
+    assert "<b>reject</b> <small>softmax 0.71</small>" in page(tmp_path, items=[ITEM])
 
 
 def test_what_is_not_measured_says_so_and_keeps_the_paper(tmp_path: Path) -> None:

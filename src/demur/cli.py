@@ -173,10 +173,10 @@ def _table(title: str, rows: "list[Figure]") -> Table:
     )
     grouped = any(line.group for line in lines)
     if grouped:
-        table.add_column("")
-    table.add_column("")
+        table.add_column("", overflow="fold")
+    table.add_column("", overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     above = None
     for line in lines:
         cells = [_cell(line.cells[column]) if column in line.cells else "" for column in columns]

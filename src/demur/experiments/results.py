@@ -147,6 +147,7 @@ class Results:
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
+    device_asked: str = "auto"
     curves: list[Curve] = field(default_factory=list)
     cost: Cost | None = None
     warnings: list[str] = field(default_factory=list)

@@ -72,6 +72,7 @@ def run(
         config=settings.model_dump(mode="json"),
         versions=versions(),
         device=_describe(chosen),
+        device_asked=device,
         data=material.description,
         tables=tables,
         curves=curves,

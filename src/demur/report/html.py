@@ -50,6 +50,7 @@ def page(results: Results, gallery: Gallery | None) -> str:
         facets=_facets(gallery) if gallery else {},
         config=list(_flat(results.config)),
         outcomes=OUTCOMES,
+        papers=any(row.paper is not None for table in results.tables for row in table.rows),
         shares=_shares,
         style=_asset("style.css"),
         script=script,
@@ -128,7 +129,10 @@ def _facets(gallery: Gallery) -> dict[str, list[str]]:
 
 def _command(results: Results) -> str:
     """Give the command that makes the run again, quoted: whoever copies it must not run what a stranger wrote."""
-    options = ["--profile", results.profile, "--seed", str(results.seed), "--data-root", "ROOT"]
+    options = ["--profile", results.profile]
+    options += ["--data-root", "ROOT"] if results.data.rooted else []
+    options += ["--seed", str(results.seed)] if results.seed else []
+    options += ["--device", results.device_asked] if results.device_asked != "auto" else []
     return shlex.join(["demur", "run", results.experiment, *options])
 
 

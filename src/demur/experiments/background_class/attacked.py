@@ -21,7 +21,8 @@ from demur.files import digest
 PLAIN, DEFENDED = "Digits", "Digits + background"
 ATTACK_WORK = 6.0  # a float32 attack on an image, against training on it once in bfloat16
 
-NAIVE, AWARE, AWARE_BY_ENTROPY, FORCING, NOISE = "naive", "reject-aware", "reject-aware, cross-entropy", "forcing rejection", "noise"
+NAIVE, FORCING, NOISE = "naive", "forcing rejection", "noise"
+AWARE, AWARE_BY_ENTROPY = "reject-aware, margin", "reject-aware, cross-entropy"
 GOALS: dict[str, Goal] = {
     NAIVE: AnyError(by="cross_entropy"),  # the paper's: the cross-entropy of the true class, and no knowledge of the reject column
     AWARE: Evade(),
@@ -135,12 +136,13 @@ def curve_against_rejection(profile: Profile, model: Trained, images: ImageSet, 
             cell = attack_cell(moved, attack, images, seed, f"{DEFENDED} at {100 * rate:g} % rejection", run)
             lines[attacker].append(rates(cell.tensors["outcomes"]))
     series = [_series(name if name == "clean images" else f"FGS, {name}", line) for name, line in lines.items()]
+    percent = [round(100 * rate, 10) for rate in profile.curve.rejected]
     note = (
-        f"{DEFENDED}, with a constant added to the reject score so that it rejects this share of {len(validation):,} other clean "
-        "test images. "
-        f"{len(images):,} images of the first split; what is rejected of them when clean is in the first panel."
+        f"{DEFENDED}, with a constant added to the reject score. It was set on {len(validation):,} other clean test images, so that the "
+        f"percentage below is rejected of those; the outcomes are of {len(images):,} test images of the first split. "
+        "What is rejected of these when clean is in the first panel."
     )
-    return Curve("Outcomes against false rejection", "share of clean images rejected", list(profile.curve.rejected), series, note)
+    return Curve("Outcomes against false rejection", "other clean images rejected (%)", percent, series, note)
 
 
 def _series(name: str, points: Sequence[Rates]) -> Series:

@@ -88,7 +88,7 @@ def measure(profile: Profile, material: Material, kept: Sequence[str], number: i
         for attack in attack_list(profile, name)
     }
     declined = {name: _declined(model, name, fold, run) for name, model in models.items()}
-    sizes = {"train digits": len(fold.train), "test digits": len(fold.test), "train background": len(fold.background)}
+    sizes = {"train key images": len(fold.train), "test key images": len(fold.test), "train background": len(fold.background)}
     return Split(fold.seed, sizes, fold.test, images, models, attacked, declined)
 
 
@@ -144,7 +144,7 @@ def train(profile: Profile, fold: Fold, with_background: bool, run: Run, epochs:
         "seed": fold.seed,
     }
     units = (len(fold.train) + with_background * len(fold.background)) * passes
-    kind = f"{DEFENDED} ({len(fold.kept)} kinds)" if with_background else PLAIN
+    kind = f"{DEFENDED} ({kinds(len(fold.kept))})" if with_background else PLAIN
     cell = run.cell(f"train {kind}, split {fold.number + 1}", config, compute, units)
     network.to(memory_format=torch.channels_last)  # as training leaves it: else a remembered model would round otherwise than a fresh one
     network.load_state_dict({name.removeprefix("network."): value for name, value in cell.tensors.items() if name != "clean"})
@@ -217,6 +217,11 @@ def select(profile: Profile, material: Material, run: Run) -> Selection:
     )
 
 
+def kinds(count: int) -> str:
+    """So many kinds of background image, in words."""
+    return f"{count} kind{'s' if count != 1 else ''}"
+
+
 def trade_off(profile: Profile, material: Material, selection: Selection, run: Run) -> TradeOff:
     """Keep more and more of the confusing kinds, and see what that does to clean accuracy and detection (end of sec. IV.B)."""
     settings = profile.trade_off
@@ -227,7 +232,7 @@ def trade_off(profile: Profile, material: Material, selection: Selection, run: R
             fold = split(profile, material, ranked[:count], seeds.derive(run.seed, "trade-off"), repeat, settings.key_images)
             model = train(profile, fold, True, run, settings.epochs)
             images = fold.test.take(profile.curve.images, fold.seed)
-            name = f"{DEFENDED} ({count} kinds), split {repeat + 1}"
+            name = f"{DEFENDED} ({kinds(count)}), split {repeat + 1}"
             plan = [attack for attack in attack_list(profile, DEFENDED) if not attack.draws and attack.attacker != FORCING]
             levels.setdefault(count, []).append(
                 (model, {attack: attack_cell(model, attack, images, fold.seed, name, run) for attack in plan})

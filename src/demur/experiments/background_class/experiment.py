@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -153,22 +154,31 @@ def _curves(profile: Profile, first: Split, run: Run) -> list[Curve]:
 
 
 def _write_pictures(profile: Profile, first: Split, out: Path) -> None:
-    """Choose pictures of the first split for the gallery: the same number of each model and attack, about half of them answered wrongly."""
+    """Choose pictures of the first split for the gallery: the same number of each model and attack, and of each outcome where there are.
+
+    They take turns, the defended model's first, so that whoever sees only the first cards has seen a fair mix.
+    """
     pairs = [(name, attack) for name, attack in first.attacks if attack.attacker in (NAIVE, AWARE)]
+    pairs.sort(key=lambda pair: pair[0] != DEFENDED)
     each = profile.gallery // len(pairs)
-    described: list[Picture] = []
-    originals, attacked = [first.attacked.images[:0]], [first.attacked.images[:0]]
+    described: list[list[Picture]] = []
+    originals, attacked = [], []
     for name, attack in pairs:
         tensors = first.attacks[name, attack].tensors
-        wrong = tensors["stored_outcomes"] == Outcome.WRONG
-        others = (~wrong).nonzero().flatten()[: each // 2]
-        index = torch.cat([others, wrong.nonzero().flatten()[: each - len(others)]])
-        if len(index):
-            chosen = first.attacked.subset(index)
-            originals.append(chosen.images)
-            attacked.append(tensors["images"][index])
-            described += _describe(first.models[name].classifier, name, attack, chosen, attacked[-1])
-    write_gallery(out, described, torch.cat(originals), torch.cat(attacked))
+        index = torch.tensor(_mixed(tensors["stored_outcomes"])[:each], dtype=torch.int64)
+        originals.append(first.attacked.images[index])
+        attacked.append(tensors["images"][index])
+        if each:
+            described.append(list(_describe(first.models[name].classifier, name, attack, first.attacked.subset(index), attacked[-1])))
+    # Each pair has as many pictures as the others: `each`, or all images.
+    pictures = [picture for turn in zip(*described, strict=True) for picture in turn]
+    write_gallery(out, pictures, *(torch.stack(parts, dim=1).flatten(0, 1) for parts in (originals, attacked)))
+
+
+def _mixed(outcomes: Tensor) -> list[int]:
+    """Indices of all outcomes (N,), in turn a rejected, a wrong and a correct one for as long as there are such."""
+    by_outcome = [(outcomes == outcome).nonzero().flatten().tolist() for outcome in (Outcome.REJECTED, Outcome.WRONG, Outcome.CORRECT)]
+    return [index for turn in zip_longest(*by_outcome) for index in turn if index is not None]
 
 
 def _describe(classifier: Classifier, model: str, attack: Attack, clean: ImageSet, attacked: Tensor) -> Iterator[Picture]:

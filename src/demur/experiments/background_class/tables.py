@@ -22,15 +22,15 @@ from demur.experiments.background_class.attacked import (
     Attack,
     attack_list,
 )
-from demur.experiments.background_class.cells import Material, Split, TradeOff
+from demur.experiments.background_class.cells import Material, Split, TradeOff, kinds
 from demur.experiments.background_class.profile import Profile
 from demur.experiments.results import Figure, Table
 
 Printed = tuple[float, float | None]
 UNKNOWN: Printed = (math.nan, None)
 
-COUNTS = {("Digits", "train digits"): 310_912, ("Digits", "test digits"): 34_432, ("Digits + background", "train digits"): 310_912,
-          ("Digits + background", "train background"): 191_360, ("Digits + background", "test digits"): 34_432}  # fmt: skip
+COUNTS = {(PLAIN, "train key images"): 310_912, (PLAIN, "test key images"): 34_432, (DEFENDED, "train key images"): 310_912,
+          (DEFENDED, "train background"): 191_360, (DEFENDED, "test key images"): 34_432}  # fmt: skip
 CLEAN: dict[tuple[str, str], float] = {(PLAIN, "correct"): 99.62, (PLAIN, "wrong"): 0.38, (DEFENDED, "correct"): 99.11,
                                        (DEFENDED, "wrong"): 0.41, (DEFENDED, "rejected"): 0.48}  # fmt: skip
 ATTACKED: dict[tuple[str, str, str], Printed] = {
@@ -252,7 +252,7 @@ class Sheets:
         rows: list[Figure] = []
         for attacker in (NAIVE, AWARE, AWARE_BY_ENTROPY):
             for count, repeats in self.traded.items():
-                name = f"{count} kind{'s' if count != 1 else ''}"
+                name = kinds(count)
                 clean = [rates(model.clean) for model, _ in repeats]
                 rows.append(share(name, "clean correct", [(one.correct, one.n) for one in clean], group=attacker))
                 rows.append(share(name, "clean rejected", [(one.rejected, one.n) for one in clean], group=attacker))
@@ -264,16 +264,19 @@ class Sheets:
         note = (
             f"Trained on background images of the least confusing kinds alone, with {settings.key_images:,} key images at "
             f"most, for {settings.epochs} "
-            "epochs. The paper: more confusing letters mean more detection and less clean accuracy, without figures."
+            "epochs. The paper: more confusing background images mean more detection and less clean accuracy, without figures."
         )
         return Table("Trade-off: how many kinds to keep", rows, note)
 
     def summary(self) -> list[str]:
         """Say the main findings in sentences made of the figures."""
         clean, defended = self.found(PLAIN, None), self.found(DEFENDED, None)
+        made = "made backgrounds, " if self.profile.made_per_kind else ""
+        toy = f"A toy, to see how it works: small embedded digits, {made}one-step attacks. The real table is in the README."
         sentences = [
+            *([toy] if self.material.embedded else []),
             f"Clean images: {mean(clean, 'correct'):.2f} % correct without, {mean(defended, 'correct'):.2f} % with the background class, "
-            f"which falsely rejects {mean(defended, 'rejected'):.2f} %."
+            f"which falsely rejects {mean(defended, 'rejected'):.2f} %.",
         ]
         for naive in (one for one in attack_list(self.profile, PLAIN) if one.attacker == NAIVE):
             under, worst = self.found(DEFENDED, naive), self.worst(DEFENDED, naive.name)
@@ -296,7 +299,7 @@ class Sheets:
         return sentences
 
     def warnings(self) -> list[str]:
-        """Whatever should make a reader doubt a figure (R13, R14, R19)."""
+        """Whatever should make a reader doubt a figure (R13, R14, R19), in words."""
         doubts = [self._broken_by_noise_alone, self._blind, self._better_unaware]
         return [line for model in (PLAIN, DEFENDED) for doubt in doubts for line in doubt(model)]
 
@@ -312,7 +315,7 @@ class Sheets:
                 alone, n = alone + int((by_noise & ~by_attack).sum()), n + len(by_noise)
             if alone:
                 yield (
-                    f"R13: {alone:,} of {n:,} images of {model} are broken by random noise (eps {noise.eps:g}, {noise.draws} draws) "
+                    f"{alone:,} of {n:,} images of {model} are broken by random noise (eps {noise.eps:g}, {noise.draws} draws) "
                     f"and by no {rivals[0].name}: one step is a weak attack."
                 )
 
@@ -322,7 +325,7 @@ class Sheets:
             flat = sum(split.attacks[model, attack].values["flat"] for split in self.splits)
             n = sum(one.n for one in self.found(model, attack))
             if flat > 0.01 * n:
-                yield f"R14: {100 * flat / n:.1f} % of the gradients of {attack.label} on {model} were zero: the attack was blind there."
+                yield f"{100 * flat / n:.1f} % of the gradients of {attack.label} on {model} were zero: the attack was blind there."
 
     def _better_unaware(self, model: str) -> Iterable[str]:
         """Attackers who do better for not knowing the defence: the adaptive attack is then too weak."""
@@ -330,7 +333,7 @@ class Sheets:
             unaware, aware = mean(self.found(model, naive), "wrong"), mean(self.worst(model, naive.name), "wrong")
             if unaware > aware:
                 yield (
-                    f"R19: {naive.label}, gets more of {model} wrong and accepted ({unaware:.1f} %) than the reject-aware attackers "
+                    f"{naive.label}, gets more of {model} wrong and accepted ({unaware:.1f} %) than the reject-aware attackers "
                     f"together "
                     f"({aware:.1f} %): do not take theirs for the worst case."
                 )
