@@ -1,0 +1,69 @@
+"""What the documents say to type works as written."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from demur import data
+from demur.experiments.background_class import experiment
+from demur.experiments.background_class.profile import Profile
+from demur.experiments.runner import load_profile
+
+ROOT = Path(__file__).resolve().parents[1]
+PROFILES = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_readmes_first_python_block_runs_by_itself_and_a_saved_classifier_comes_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[0]
+    names = {}
+    exec(code, names)
+    images, labels = names["images"], names["labels"]
+    assert float((names["clf"].predict(images) == labels).float().mean()) > 0.8
+    assert float((names["defended"].predict(images) == labels).float().mean()) > 0.8
+    # The memory is laid out otherwise after training, so sums may round otherwise.
+    torch.testing.assert_close(names["again"].scores(images), names["defended"].scores(images), rtol=1e-3, atol=1e-3)
+
+
+def sections(model, name=""):
+    """Names of the TOML tables, each with its keys and whether they have a default."""
+    inner = {key: field.annotation for key, field in model.model_fields.items() if isinstance(field.annotation, type)}
+    inner = {key: kind for key, kind in inner.items() if issubclass(kind, BaseModel)}
+    yield name, {key: field for key, field in model.model_fields.items() if key not in inner}
+    for key, kind in inner.items():
+        yield from sections(kind, f"{name}.{key}".lstrip("."))
+
+
+@pytest.mark.parametrize(("section", "fields"), [pytest.param(*one, id=one[0] or "top") for one in sections(Profile)])
+def test_every_key_of_a_profile_is_described_with_its_default(section, fields):
+    text = PROFILES.split("## Every key", 1)[1]
+    part = text.split(f"`[{section}]`", 1)[1].split("`[", 1)[0] if section else text.split("`[", 1)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| `")]
+    described = {row[0].strip("`"): row for row in rows}
+    assert list(described) == list(fields)
+    for key, field in fields.items():
+        _, meaning, unit, default = described[key]
+        assert meaning and unit and bool(default) == (not field.is_required())
+        if isinstance(field.default, int | float):
+            assert float(default) == field.default
+        elif isinstance(field.default, tuple) and field.default:
+            assert tuple(map(float, default.split(","))) == field.default
+
+
+def test_the_example_of_a_profile_makes_its_images_and_is_ready_to_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,), (profile,) = blocks(PROFILES, "python"), blocks(PROFILES, "toml")
+    exec(code, {})
+    (tmp_path / "own.toml").write_text(profile)
+    assert "demur run background-class --profile own.toml" in PROFILES
+    material = experiment.prepare(load_profile("background-class", "own.toml"), None, 0)
+    assert material.taken.startswith("Data: own + made backgrounds, ")
+    # The images of the embedded digits, in classes of the same names, and none lost on the way.
+    assert data.load("own").only("0123456789").counts().tolist() == data.load("digits").counts().tolist()
