@@ -136,8 +136,8 @@ def test_the_gallery_shows_stored_images_that_keep_to_their_eps(folder):
 
 def test_the_gallerys_first_cards_show_every_outcome_that_there_is():
     """Also where one is rare, and comes late."""
-    assert experiment._mixed(torch.tensor([2, 2, 0, 2, 0, 2, 1])) == [6, 0, 2, 1, 4, 3, 5]
-    assert experiment._mixed(torch.tensor([0, 2, 2])) == [1, 0, 2]
+    assert experiment._mixed(torch.tensor([2, 2, 0, 2, 0, 2, 1]), 0) == [6, 0, 2, 1, 4, 3, 5]
+    assert experiment._mixed(torch.tensor([0, 2, 2]), 1) == [2, 0, 1]
 
 
 def test_the_same_run_again_computes_nothing_and_another_seed_is_refused(profile, folder):
@@ -290,6 +290,7 @@ def test_an_own_data_set_with_long_class_names_runs_and_the_papers_figures_are_n
     said = [table.title + table.note + "".join(row.column for row in table.rows) for table in results.tables] + results.summary
     assert not re.search("toy|digits|letters", " ".join(said))
     trade = next(table for table in results.tables if table.title.startswith("Trade-off"))
+    assert any("(1 kind)," in cell.cell for cell in results.cost.cells) and not any("(1 kinds)" in cell.cell for cell in results.cost.cells)
     assert {row.row for row in trade.rows} == {"1 kind"} and {row.splits for row in trade.rows} == {1}  # no cell counts twice
 
 

@@ -140,7 +140,7 @@ def test_the_papers_brackets_are_explained_where_there_are_any(tmp_path: Path) -
 
 
 def test_a_cards_number_is_named(tmp_path: Path) -> None:
-    assert "<b>reject</b> <small>softmax 0.71</small>" in page(tmp_path, items=[ITEM])
+    assert "<b>7</b> <small>softmax 0.99</small>" in page(tmp_path, items=[ITEM])
 
 
 def test_what_is_not_measured_says_so_and_keeps_the_paper(tmp_path: Path) -> None:

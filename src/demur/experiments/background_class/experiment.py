@@ -163,9 +163,9 @@ def _write_pictures(profile: Profile, first: Split, out: Path) -> None:
     each = profile.gallery // len(pairs)
     described: list[list[Picture]] = []
     originals, attacked = [], []
-    for name, attack in pairs:
+    for number, (name, attack) in enumerate(pairs):
         tensors = first.attacks[name, attack].tensors
-        index = torch.tensor(_mixed(tensors["stored_outcomes"])[:each], dtype=torch.int64)
+        index = torch.tensor(_mixed(tensors["stored_outcomes"], number)[:each], dtype=torch.int64)
         originals.append(first.attacked.images[index])
         attacked.append(tensors["images"][index])
         if each:
@@ -175,9 +175,13 @@ def _write_pictures(profile: Profile, first: Split, out: Path) -> None:
     write_gallery(out, pictures, *(torch.stack(parts, dim=1).flatten(0, 1) for parts in (originals, attacked)))
 
 
-def _mixed(outcomes: Tensor) -> list[int]:
-    """Indices of all outcomes (N,), in turn a rejected, a wrong and a correct one for as long as there are such."""
-    by_outcome = [(outcomes == outcome).nonzero().flatten().tolist() for outcome in (Outcome.REJECTED, Outcome.WRONG, Outcome.CORRECT)]
+def _mixed(outcomes: Tensor, start: int) -> list[int]:
+    """Indices of all outcomes (N,), in turn a rejected, a wrong and a correct one for as long as there are such.
+
+    The first is number `start` of its outcome, so that not all attacks begin with the same image.
+    """
+    found = [(outcomes == outcome).nonzero().flatten() for outcome in (Outcome.REJECTED, Outcome.WRONG, Outcome.CORRECT)]
+    by_outcome = [index.roll(-start).tolist() for index in found]
     return [index for turn in zip_longest(*by_outcome) for index in turn if index is not None]
 
 
