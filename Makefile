@@ -19,7 +19,7 @@ lint: $(READY)
 
 interoperability: $(READY)
 	$(BIN)/python -m pip install --quiet -e '.[peers]'
-	$(BIN)/python -m pytest tests/test_interoperability.py
+	DEMUR_PEERS=1 $(BIN)/python -m pytest tests/test_interoperability.py
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "demur needs Python 3.11 or later; name one with: make PYTHON=python3.12 ...")'

@@ -33,6 +33,9 @@ def work(fabric, out):
     history = fit(ours, images, labels, epochs=2, batch_size=64, optimizer=sgd, fabric=fabric)
     if fabric.is_global_zero:
         torch.save({"weights": ours.state_dict(), "losses": [epoch.loss for epoch in history]}, out)
+    # Leave together: a process whose neighbour is gone while it still listens is sometimes aborted.
+    fabric.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

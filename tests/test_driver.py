@@ -1,5 +1,6 @@
 """What every attack on the driver holds to (R1-R6, R9, R10), shown on fgs, fg, noise and an iterated attack."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,7 +10,30 @@ from hypothesis import strategies as st
 from torch import nn
 
 from demur import Classifier, DemurError, outcomes
-from demur.attacks import AnyError, Evade, ForceReject, Problem, Target, drive, fg, fgs, noise, sizes
+from demur.attacks import (
+    AnyError,
+    Evade,
+    ForceReject,
+    Problem,
+    Target,
+    apgd,
+    carlini_l0,
+    carlini_l2,
+    carlini_linf,
+    ddn,
+    drive,
+    fg,
+    fgs,
+    fmn,
+    noise,
+    normalized_gradient,
+    pgd,
+    sigma_zero,
+    sizes,
+    square,
+    strongest,
+)
+from demur.attacks.norms import BALLS
 from demur.progress import Silent, reporting
 from models import Constant, Linear, convolutional, images_of, linear
 
@@ -20,7 +44,7 @@ def ascend(classifier, images, labels, *, eps, norm="linf", steps=5, **options):
     def attack(problem: Problem) -> None:
         current, seen = problem.random_start(), problem.images.clone()
         for _ in range(steps):
-            gradient = problem.gradient(current)
+            gradient = problem.differentiate(current).gradient
             current, seen, gradient = problem.unsolved(current, seen, gradient)
             if not len(current):
                 return
@@ -32,15 +56,32 @@ def ascend(classifier, images, labels, *, eps, norm="linf", steps=5, **options):
     return drive(attack, classifier, images, labels, norm=norm, eps=eps, **{"goal": Evade(), **options})
 
 
+def unbounded(attack):
+    """An attack that seeks the smallest change, called like those that keep to an eps."""
+    return lambda *given, eps, **options: attack(*given, **options)
+
+
+EXACT = {"precision": "float32"}
+# Each attack with the norm that it keeps to, and whether it keeps to an eps or seeks the smallest change.
 ATTACKS = {
-    "fgs": fgs,
-    "fg": fg,
-    "noise linf": partial(noise, norm="linf", restarts=3),
-    "noise l2": partial(noise, norm="l2", restarts=3),
-    "ascend linf": partial(ascend, norm="linf", restarts=2),
-    "ascend l2": partial(ascend, norm="l2", restarts=2),
+    "fgs": ("linf", fgs, True),
+    "fg": ("l2", fg, True),
+    **{f"noise {norm}": (norm, partial(noise, norm=norm, restarts=3), True) for norm in BALLS},
+    **{f"ascend {norm}": (norm, partial(ascend, norm=norm, restarts=2), True) for norm in ("linf", "l2")},
+    **{f"pgd {norm}": (norm, partial(pgd, norm=norm, steps=4, restarts=2, **EXACT), True) for norm in BALLS},
+    "pgd hinge": ("linf", partial(pgd, steps=4, **EXACT), True),
+    **{f"apgd {norm}": (norm, partial(apgd, norm=norm, steps=6, **EXACT), True) for norm in ("linf", "l2")},
+    "apgd targeted": ("linf", partial(apgd, steps=4, targets=2, **EXACT), True),
+    **{f"square {norm}": (norm, partial(square, norm=norm, queries=8), True) for norm in ("linf", "l2")},
+    "carlini_l2": ("l2", unbounded(partial(carlini_l2, steps=20, search_steps=4, learning_rate=0.1, **EXACT)), False),
+    "carlini_linf": ("linf", unbounded(partial(carlini_linf, steps=20, learning_rate=0.1, initial_const=1.0, **EXACT)), False),
+    "carlini_l0": ("l0", unbounded(partial(carlini_l0, steps=20, learning_rate=0.1, initial_const=1.0, largest_const=1e3, **EXACT)), False),
+    "ddn": ("l2", unbounded(partial(ddn, steps=8, **EXACT)), False),
+    **{f"fmn {norm}": (norm, unbounded(partial(fmn, norm=norm, steps=8, **EXACT)), False) for norm in BALLS},
+    "sigma_zero": ("l0", unbounded(partial(sigma_zero, steps=8, **EXACT)), False),
+    "normalized_gradient": ("l2", unbounded(partial(normalized_gradient, steps=8, **EXACT)), False),
+    **{f"strongest {norm}": (norm, partial(strongest, norm=norm, steps=4, queries=8, **EXACT), True) for norm in BALLS},
 }
-NORMS = {"fgs": "linf", "fg": "l2", "noise linf": "linf", "noise l2": "l2", "ascend linf": "linf", "ascend l2": "l2"}
 CLASSES = 3
 
 
@@ -55,11 +96,14 @@ def problems(draw):
     labels = torch.randint(0, CLASSES, (count,), generator=torch.Generator().manual_seed(seed))
     goals = [Evade(), AnyError(), Evade("cross_entropy"), Target((labels + 1) % CLASSES)] + ([ForceReject()] if reject else [])
     goal = draw(st.sampled_from(goals))
+    if name == "pgd hinge":
+        goal = replace(goal, by="hinge")
     eps = draw(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1e-7, 8 / 255, 20.0])))
     region = None
     if draw(st.booleans()):
         region = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(seed))
-        region = (region > 0.4).float() if NORMS[name] == "l2" else region * (region > 0.4)
+        norm, _, bounded = ATTACKS[name]
+        region = region * (region > 0.4) if norm == "linf" and bounded else (region > 0.4).float()
     return name, classifier, images, labels, goal, eps, region
 
 
@@ -68,18 +112,22 @@ def problems(draw):
 def test_whatever_is_attacked_the_result_is_allowed_and_what_is_found_succeeds(problem):
     """R1, R2, R3, R4."""
     name, classifier, images, labels, goal, eps, region = problem
-    result = ATTACKS[name](classifier, images, labels, eps=eps, goal=goal, region=region)
+    result = ATTACKS[name][1](classifier, images, labels, eps=eps, goal=goal, region=region)
+    norm, _, bounded = ATTACKS[name]
+    eps = eps if bounded else torch.inf
+    where = torch.ones_like(images) if region is None else region.expand_as(images)
     for changed in (result.images, result.attempts):
-        delta = changed.double() - images.double()
         assert bool(torch.isfinite(changed).all()) and float(changed.min()) >= 0 and float(changed.max()) <= 1
-        where = torch.ones_like(images) if region is None else region.expand_as(images)
         assert torch.equal(changed[where == 0], images[where == 0])
-        if NORMS[name] == "linf":
-            assert bool((delta.abs() <= eps * where.double() * (1 + 1e-6)).all())
+        if norm == "linf":
+            reach = eps * where.double().masked_fill(where == 0, 1e-9)
+            assert bool(((changed.double() - images.double()).abs() <= reach * (1 + 1e-6)).all())
         else:
-            assert bool((delta.flatten(1).norm(dim=1) <= eps * (1 + 1e-6)).all())
+            assert bool((sizes(images, changed)[norm] <= eps * (1 + 1e-6)).all())
         if eps == 0:
             assert torch.equal(changed, images)
+    assert torch.allclose(result.distance[result.found], sizes(images, result.images)[norm][result.found])
+    assert bool(torch.isinf(result.distance[~result.found]).all())
     succeeded = goal.success(classifier.scores(result.images), labels, CLASSES)
     assert torch.equal(succeeded, result.found)
     assert torch.equal(result.images[~result.found], images[~result.found])
@@ -94,7 +142,7 @@ def test_whatever_is_attacked_the_result_is_allowed_and_what_is_found_succeeds(p
 def test_batches_do_not_change_what_is_found(problem, batch_size):
     """R3, R10: a batch of N is N batches of 1, or any other size: same draws, same success, images equal up to rounding."""
     name, classifier, images, labels, goal, eps, region = problem
-    attack = partial(ATTACKS[name], eps=eps, region=region)
+    attack = partial(ATTACKS[name][1], eps=eps, region=region)
     whole = attack(classifier, images, labels, goal=goal)
     parts = attack(classifier, images, labels, goal=goal, batch_size=batch_size)
     assert torch.equal(whole.found, parts.found) and torch.allclose(whole.images, parts.images, atol=1e-5)

@@ -96,4 +96,4 @@ def test_goals_that_do_not_fit_are_refused(goal, said):
 
 def test_an_unknown_loss_is_refused():
     with pytest.raises(DemurError, match="margin"):
-        Evade("hinge")
+        Evade("margn")

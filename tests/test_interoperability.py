@@ -1,9 +1,13 @@
 """A Classifier is a plain nn.Module to other attack libraries, reject column and all. Needs the `peers` extra."""
 
+import importlib
+import os
+
 import pytest
 import torch
 
-from demur.attacks import sizes
+from demur import outcomes
+from demur.attacks import sizes, strongest
 from models import convolutional, images_of
 
 EPS = 0.1
@@ -17,21 +21,37 @@ def attacked(request):
     return classifier, images, classifier(images).argmax(1)
 
 
+def peer(name):
+    """Another library: skipped where it is not installed, unless DEMUR_PEERS says that it must be."""
+    if os.environ.get("DEMUR_PEERS"):
+        return importlib.import_module(name)
+    return pytest.importorskip(name, reason="the peers extra is not installed")
+
+
 def holds(classifier, images, attacked_images, columns):
     assert bool((sizes(images, attacked_images)["linf"] <= EPS * (1 + 1e-5)).all())
     assert bool((classifier(attacked_images).argmax(1) != columns).any())
 
 
+def no_weaker_than(classifier, images, theirs):
+    """R18: what a peer's attack breaks, judged on three outcomes, the ensemble breaks too."""
+    labels = classifier(images)[:, :3].argmax(1)
+    ours = strongest(classifier, images, labels, eps=EPS, steps=30, queries=200)
+    wrong = outcomes(classifier, theirs.clamp(0, 1), labels) == 2
+    assert int(ours.found.sum()) >= int(wrong.sum())
+
+
 def test_foolbox(attacked):
-    foolbox = pytest.importorskip("foolbox", reason="the peers extra is not installed")
+    foolbox = peer("foolbox")
     classifier, images, columns = attacked
     model = foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu")
     _, found, _ = foolbox.attacks.LinfPGD()(model, images, columns, epsilons=EPS)
     holds(classifier, images, found, columns)
+    no_weaker_than(classifier, images, found)
 
 
 def test_art(attacked):
-    pytest.importorskip("art", reason="the peers extra is not installed")
+    peer("art")
     from art.attacks.evasion import ProjectedGradientDescent
     from art.estimators.classification import PyTorchClassifier
 
@@ -42,14 +62,16 @@ def test_art(attacked):
         images.numpy(), columns.numpy()
     )
     holds(classifier, images, torch.from_numpy(found), columns)
+    no_weaker_than(classifier, images, torch.from_numpy(found))
 
 
 def test_torchattacks_and_its_autoattack(attacked):
-    torchattacks = pytest.importorskip("torchattacks", reason="the peers extra is not installed")
+    torchattacks = peer("torchattacks")
     classifier, images, columns = attacked
     outputs = classifier(images).shape[1]
     holds(classifier, images, torchattacks.PGD(classifier, eps=EPS, alpha=0.02, steps=10)(images, columns), columns)
     holds(classifier, images, torchattacks.APGD(classifier, eps=EPS, steps=5)(images, columns), columns)
     if outputs > 3:  # its targeted parts need four columns
-        strongest = torchattacks.AutoAttack(classifier, eps=EPS, n_classes=outputs)
-        holds(classifier, images[:6], strongest(images[:6], columns[:6]), columns[:6])
+        found = torchattacks.AutoAttack(classifier, eps=EPS, n_classes=outputs)(images[:6], columns[:6])
+        holds(classifier, images[:6], found, columns[:6])
+        no_weaker_than(classifier, images[:6], found)

@@ -8,7 +8,7 @@ from torch import nn
 
 import parallel_fit
 from demur import DemurError
-from demur.networks import adadelta, background_class_network, fit
+from demur.networks import adadelta, background_class_network, fit, rejection_network
 from demur.progress import Silent, reporting
 
 
@@ -47,6 +47,19 @@ def test_the_network_is_table_2_of_the_background_class_paper():
         assert network.eval()(torch.rand(2, 1, 28, 28)).shape == (2, outputs)
     with pytest.raises(DemurError, match="even size"):
         background_class_network(10, size=27)
+
+
+def test_the_rejection_network_is_table_1_of_the_rejection_paper():
+    network = rejection_network(seed=3)
+    shapes = [tuple(parameter.shape) for name, parameter in network.named_parameters() if name.endswith("weight")]
+    assert shapes == [(32, 1, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3), (200, 3136), (200, 200), (10, 200)]
+    assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert float(network[11].weight.std()) == pytest.approx(0.05, rel=0.02)
+    assert torch.equal(network[0].weight, rejection_network(seed=3)[0].weight)
+    assert sum(isinstance(layer, torch.nn.Dropout) for layer in network) == 1
+    for options in ({"num_outputs": 1}, {"size": 30}):
+        with pytest.raises(DemurError, match="rejection network"):
+            rejection_network(**options)
 
 
 def test_pooling_before_the_rectifier_is_the_same_network():

@@ -1,11 +1,13 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
 from demur import DemurError
 from demur.attacks import regions, round_towards, sizes
-from demur.attacks.norms import BALLS, L2, Linf
+from demur.attacks.norms import BALLS, L0, L1, L2, Linf
 from models import images_of
 
 shapes = st.tuples(st.integers(1, 4), st.sampled_from([1, 3]), st.integers(1, 6), st.integers(1, 6))
@@ -23,7 +25,7 @@ def balls(draw):
     region = None
     if draw(st.booleans()):
         region = torch.rand(shape, generator=generator)
-        region = (region > 0.5).float() if kind is L2 else region * (region > 0.3)
+        region = region * (region > 0.3) if kind is Linf else (region > 0.5).float()
     eps = torch.full((shape[0],), draw(eps_values), dtype=torch.float64)
     return kind(clean, eps, region), generator
 
@@ -61,7 +63,7 @@ def test_a_ball_that_allows_what_it_should_not_is_seen():
     """Negative control: `inside` must catch each kind of violation."""
     clean = torch.full((1, 1, 2, 2), 0.5)
     region = torch.tensor([[[[0.0, 1.0], [1.0, 1.0]]]])
-    for kind in (Linf, L2):
+    for kind in (Linf, L2, L1):
         ball = kind(clean, torch.tensor([0.1], dtype=torch.float64), region)
         for moved in (clean + 0.2, clean + torch.tensor([[1e-7, 0], [0, 0]]), clean * torch.nan, clean + torch.tensor([[0, 0.6], [0, 0]])):
             assert not ball.inside(moved).any()
@@ -86,7 +88,7 @@ def test_tiny_and_huge_gradients_still_give_a_step_of_size_1(scale):
 
 def test_a_zero_gradient_gives_no_step():
     zero = torch.zeros(2, 1, 2, 2)
-    for kind in (Linf, L2):
+    for kind in BALLS.values():
         assert not kind(zero, torch.ones(2, dtype=torch.float64), None).ascent(zero).any()
 
 
@@ -97,20 +99,56 @@ def test_projection_on_l2_is_the_nearest_allowed_point_when_the_box_does_not_bin
     assert torch.allclose(ball.confine(clean + delta) - clean, delta / delta.norm() * 0.1)
 
 
+@settings(max_examples=60)
+@given(st.integers(0, 999), st.floats(0.01, 4))
+def test_projection_on_l1_is_the_nearest_allowed_point(seed, eps):
+    """Against scipy: the same problem as a quadratic programme, box and all."""
+    clean = images_of(1, size=3, seed=seed).double()
+    wanted = clean + torch.randn(clean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    ours = (L1(clean, torch.tensor([eps], dtype=torch.float64), None).confine(wanted) - clean).flatten().numpy()
+    delta, start = (wanted - clean).flatten().numpy(), clean.flatten().numpy()
+    signs = np.sign(delta)  # the nearest point never moves a pixel the other way
+    found = minimize(
+        lambda size: ((signs * size - delta) ** 2).sum(),
+        np.zeros(9),
+        jac=lambda size: 2 * signs * (signs * size - delta),
+        bounds=[(0, 1 - x if s > 0 else x) for x, s in zip(start, signs, strict=True)],
+        constraints={"type": "ineq", "fun": lambda size: eps - size.sum(), "jac": lambda size: -np.ones(9)},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    assert np.abs(ours).sum() <= eps * (1 + 1e-6)
+    assert ((ours - delta) ** 2).sum() <= found.fun + 1e-7
+
+
+def test_projection_on_l0_keeps_the_pixels_that_change_most():
+    clean = torch.full((1, 3, 2, 2), 0.5)
+    change = torch.tensor([[0.1, 0.3], [-0.4, 0.0]]).expand(1, 3, 2, 2)
+    moved = L0(clean, torch.tensor([2.0], dtype=torch.float64), None).confine(clean + change)
+    assert torch.equal(moved, clean + torch.tensor([[0.0, 0.3], [-0.4, 0.0]]))
+
+
+def test_an_l1_step_leaves_out_what_the_box_holds_back():
+    gradient = torch.tensor([[[[3.0, 5.0], [-1.0, 2.0]]]])
+    at = torch.tensor([[[[0.5, 1.0], [0.5, 0.5]]]])
+    step = L1(torch.zeros(1, 1, 2, 2), torch.ones(1, dtype=torch.float64), None).ascent(gradient, at)
+    assert torch.equal(step, torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]]))
+
+
 def test_sizes_count_pixels_not_channels_and_agree_with_numpy():
     clean = torch.zeros(1, 3, 2, 2)
     moved = clean.clone()
     moved[0, :, 0, 0] = torch.tensor([0.3, 0.0, 0.4])
     moved[0, 1, 1, 1] = 0.5
     found = {name: float(size) for name, size in sizes(clean, moved).items()}
-    assert found == pytest.approx({"l0": 2, "l2": (0.25 + 0.25) ** 0.5, "linf": 0.5})
+    assert found == pytest.approx({"l0": 2, "l1": 1.2, "l2": (0.25 + 0.25) ** 0.5, "linf": 0.5})
 
 
 def test_random_draws_of_an_image_do_not_depend_on_its_neighbours():
     """R10."""
     clean = images_of(3)
-    eps = torch.full((3,), 0.3, dtype=torch.float64)
     for kind in BALLS.values():
+        eps = torch.full((3,), 3 if kind is L0 else 0.3, dtype=torch.float64)
         together = kind(clean, eps, None).random([7, 8, 9], 5, 0)
         alone = kind(clean[1:2], eps[:1], None).random([8], 5, 0)
         assert torch.equal(together[1:2], alone)

@@ -1,11 +1,13 @@
 """The ground floor: a classifier gives scores, a decision is their argmax, and every answer has one of three outcomes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from demur.errors import DemurError
@@ -75,6 +77,29 @@ class Classifier(nn.Module):
                 f"the classifier gave NaN or infinite scores for {bad} of {len(images)} images: no decision can be made on them."
             )
         return scores
+
+
+class _BlackBox(nn.Module):
+    def __init__(self, function: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer = np.asarray(self.function(images.detach().cpu().numpy().astype(np.float32)))
+        if answer.dtype.kind not in "fiu" or len(answer) != len(images):
+            raise DemurError(
+                f"the black box gave {answer.dtype} of shape {answer.shape} for {len(images)} images; it must give one row for each."
+            )
+        return torch.as_tensor(answer, dtype=images.dtype, device=images.device)
+
+
+def black_box(function: Callable[[NDArray[np.float32]], NDArray[np.floating]], num_classes: int) -> Classifier:
+    """Make a classifier of a function that answers only: an HTTP endpoint, an ONNX session, a scikit-learn model.
+
+    The function takes images as a float32 array (N, C, H, W) in [0, 1] and gives scores as an array (N, num_classes), or
+    (N, num_classes + 1) with a reject column. Attacks that need gradients refuse it; `square`, `noise` and `transfer` take it.
+    """
+    return Classifier(_BlackBox(function), num_classes)
 
 
 def decide(scores: Tensor, num_classes: int) -> Tensor:

@@ -1,12 +1,21 @@
 """Attacks: plain functions of a classifier, images and labels, all with a goal and a region, all on one driver."""
 
 from demur.attacks import regions
+from demur.attacks.apgd import apgd
+from demur.attacks.carlini import carlini_l0, carlini_l2, carlini_linf
 from demur.attacks.driver import AttackResult, Problem, drive
 from demur.attacks.fast_gradient import fg, fgs
 from demur.attacks.goals import AnyError, Evade, ForceReject, Goal, Target
+from demur.attacks.minimum_norm import ddn, fmn, sigma_zero
 from demur.attacks.noise import noise
+from demur.attacks.normalized_gradient import normalized_gradient
 from demur.attacks.norms import sizes
+from demur.attacks.pgd import pgd
 from demur.attacks.rounding import round_towards
+from demur.attacks.square import square
+from demur.attacks.strongest import Strongest, strongest
+from demur.attacks.transfer import transfer
+from demur.attacks.wrapping import StraightThrough, expectation
 
 __all__ = [
     "AnyError",
@@ -15,12 +24,27 @@ __all__ = [
     "ForceReject",
     "Goal",
     "Problem",
+    "StraightThrough",
+    "Strongest",
     "Target",
+    "apgd",
+    "carlini_l0",
+    "carlini_l2",
+    "carlini_linf",
+    "ddn",
     "drive",
+    "expectation",
     "fg",
     "fgs",
+    "fmn",
     "noise",
+    "normalized_gradient",
+    "pgd",
     "regions",
     "round_towards",
+    "sigma_zero",
     "sizes",
+    "square",
+    "strongest",
+    "transfer",
 ]

@@ -1,13 +1,14 @@
 """The driver that every attack runs on: batches, restarts, per-image draws, costs, what is kept, and what must hold (R1-R6).
 
-An attack is a function of a `Problem`: a batch of images that are not solved yet. It asks the problem for gradients and
-evaluations at candidates of its choice; the problem confines, counts, and keeps what succeeds. A loop that carries its own
-state passes it through `unsolved`, which drops what belongs to images that are solved:
+An attack is a function of a `Problem`: a batch of images that are not solved yet. It asks the problem to differentiate or
+evaluate candidates of its choice; the problem counts, and keeps what succeeds: the first success within eps, or, where the
+smallest change is sought, the smallest. A loop that carries its own state passes it through `unsolved`, which drops what belongs
+to images that need no more work:
 
     def attack(problem):
         images = problem.images
         for _ in range(steps):
-            gradient = problem.gradient(images)
+            gradient = problem.differentiate(images).gradient
             images, gradient = problem.unsolved(images, gradient)
             images = problem.ball.confine(images + step_size * problem.ball.ascent(gradient))
         problem.evaluate(images)
@@ -15,22 +16,31 @@ state passes it through `unsolved`, which drops what belongs to images that are 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from demur import seeds
 from demur.attacks.goals import Goal
-from demur.attacks.norms import Ball, ball_of
+from demur.attacks.norms import Ball, ball_of, per_image
 from demur.attacks.regions import check_region
-from demur.classifier import Classifier, check_images, check_labels, device_of, evaluating
-from demur.errors import DemurError
-from demur.hardware import tuned
+from demur.classifier import Classifier, check_classifier, check_images, check_labels, device_of, evaluating
+from demur.errors import DemurError, unknown
+from demur.hardware import has_fast_bfloat16, tuned
 from demur.progress import job
 
+GradientPrecision = Literal["auto", "float32", "bfloat16"]
+"""In what the passes for gradients compute: `auto` is bfloat16 where the hardware has it. Decisions are always made in float32."""
 
-@dataclass(frozen=True)
+# A change that is sought to be small ends at the very boundary, where the next batch size rounds it to the other side.
+DECISIVE = 1e-5
+NO_GRADIENT = "the classifier gives no gradient with respect to its images; use an attack that needs only scores."
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class AttackResult:
     """What an attack found, in the order of the images, on their device.
 
@@ -40,6 +50,7 @@ class AttackResult:
             reaches the goal without a change counts as found (R9).
         attempts: (N, C, H, W); what an attacker would send who cannot check: the best candidate, by success first and then
             by loss. Equals `images` where found.
+        distance: (N,) float64; size of the change in the attack's norm, infinite where not found.
         forwards, backwards: (N,) int64; passes that the attack spent on the image (the re-check is not the attack's).
         flat: (N,) int64; how many of its gradients were zero or not finite. Where they are many, the attack was blind (R14).
     """
@@ -47,19 +58,42 @@ class AttackResult:
     images: Tensor
     found: Tensor
     attempts: Tensor
+    distance: Tensor
     forwards: Tensor
     backwards: Tensor
     flat: Tensor
+
+    def __repr__(self) -> str:
+        """One line, without the tensors."""
+        found = int(self.found.sum())
+        middle = f", median distance {float(self.distance[self.found].median()):.4g}" if found else ""
+        passes = f"{float(self.forwards.double().mean()):.0f} forwards and {float(self.backwards.double().mean()):.0f} backwards an image"
+        return f"{type(self).__name__}({found} of {len(self.found)} found{middle}; {passes})"
+
+
+class Seen(NamedTuple):
+    """What candidates came to: the goal's loss (n,), whether they succeed (n,), the gradient (empty if not asked for), and the scores."""
+
+    loss: Tensor
+    success: Tensor
+    gradient: Tensor
+    scores: Tensor
+
+    def keep(self, keep: Tensor) -> "Seen":
+        """What the candidates of `keep` (n,) bool came to."""
+        return Seen(*(tensor[keep] for tensor in self))
 
 
 class _Book:
     """What is known of all images so far."""
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, smallest: bool) -> None:
         count = len(images)
+        self.smallest = smallest
         self.attempts = images.clone()
         self.loss = torch.full((count,), -torch.inf, dtype=torch.float64)
-        self.found = torch.zeros(count, dtype=torch.bool)
+        self.distance = torch.full((count,), torch.inf, dtype=torch.float64)
+        self.found, self.done = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
         self.forwards, self.backwards, self.flat = (torch.zeros(count, dtype=torch.int64) for _ in range(3))
 
 
@@ -68,82 +102,155 @@ class Problem:
 
     Attributes:
         images, labels: the clean images (n, C, H, W) and their labels (n,), on the classifier's device.
-        ball: what is allowed around them.
+        start: where the caller wants the attack to start (n, C, H, W): the clean images if nowhere else.
+        goal: what counts as success.
+        ball: what is allowed around the images.
         keys: a number for each image that depends on its pixels alone.
+        seed, names: with the key, what an image's draws depend on; the first name is the `restart`, counted from 0.
+        half: whether gradients are computed in bfloat16.
     """
 
     def __init__(
-        self, classifier: Classifier, goal: Goal, ball: Ball, labels: Tensor, rows: Tensor, book: _Book, seed: tuple[int, int]
+        self,
+        classifier: Classifier,
+        goal: Goal,
+        ball: Ball,
+        labels: Tensor,
+        start: Tensor | None,
+        rows: Tensor,
+        book: _Book,
+        seed: tuple[int, int],
+        half: bool,
     ) -> None:
-        self._classifier, self._goal, self._rows, self._book, self._seed = classifier, goal, rows, book, seed
-        self.ball, self.labels, self.images = ball, labels, ball.clean
+        self._classifier, self._rows, self._book, self.half = classifier, rows, book, half
+        self.goal, self.ball, self.labels, self.images = goal, ball, labels, ball.clean
+        self.num_classes = classifier.num_classes
+        self.start = ball.clean if start is None else ball.confine(start)
         self.keys = seeds.image_keys(ball.clean)
+        self.seed, self.restart = seed
+        self.names: tuple[object, ...] = (self.restart,)
 
-    def gradient(self, candidates: Tensor, record: bool = True) -> Tensor:
-        """Gradient of the goal's loss at the candidates, 0 where it is not finite. One forward and one backward an image.
+    def differentiate(self, candidates: Tensor, record: bool = True) -> Seen:
+        """Loss, success and gradient at the candidates, the gradient 0 where it is not finite. One forward and one backward an image.
 
-        With `record` the candidates count as attempts, and as found where they succeed.
+        With `record` the candidates count as attempts, and as found where they succeed. Where gradients are computed in
+        bfloat16, a success that would be kept is looked at again in float32, for one more forward.
 
         Raises: DemurError if the classifier cannot be differentiated.
         """
         candidates = candidates.detach().requires_grad_()
+        kind = candidates.device.type
+        with torch.enable_grad(), torch.autocast(kind, torch.bfloat16, enabled=self.half):
+            given = candidates.contiguous(memory_format=torch.channels_last) if candidates.ndim == 4 else candidates
+            scores = self._classifier(given)
         with torch.enable_grad():
-            scores = self._classifier(candidates)
-            loss = self._goal.loss(scores, self.labels, self._classifier.num_classes)
+            scores = scores if scores.dtype == torch.float64 else scores.float()
+            loss = self.goal.loss(scores, self.labels, self.num_classes)
             if not loss.requires_grad:
-                raise DemurError("the classifier gives no gradient with respect to its images; use an attack that needs only scores.")
-            (gradient,) = torch.autograd.grad(loss.sum(), candidates)
+                raise DemurError(NO_GRADIENT)
+            (gradient,) = torch.autograd.grad(loss.sum(), candidates, allow_unused=True)
+            if gradient is None:
+                raise DemurError(NO_GRADIENT)
         unusable = ~torch.isfinite(gradient)
-        gradient = gradient.masked_fill(unusable, 0)
+        gradient = gradient.masked_fill(unusable, 0).contiguous()
         flat = ~gradient.flatten(1).any(1) | unusable.flatten(1).any(1)
         self._count(forwards=1, backwards=1, flat=flat)
-        if record:
-            self._record(candidates.detach(), scores.detach(), loss.detach())
-        return gradient
+        candidates, scores, loss = candidates.detach(), scores.detach(), loss.detach()
+        success = self._record(candidates, scores, loss, self.half) if record else self._success(scores)
+        return Seen(loss, success, gradient, scores)
 
     @torch.no_grad()
-    def evaluate(self, candidates: Tensor) -> Tensor:
-        """Loss (n,) of the goal at the candidates, which count as attempts, and as found where they succeed. One forward an image."""
+    def evaluate(self, candidates: Tensor) -> Seen:
+        """Loss and success at the candidates, which count as attempts, and as found where they succeed. One forward an image."""
         scores = self._classifier(candidates)
-        loss = self._goal.loss(scores, self.labels, self._classifier.num_classes)
+        loss = self.goal.loss(scores, self.labels, self.num_classes)
         self._count(forwards=1)
-        self._record(candidates, scores, loss)
-        return loss
+        return Seen(loss, self._record(candidates, scores, loss, False), torch.zeros_like(candidates[:0]), scores)
 
     def unsolved(self, *state: Tensor) -> tuple[Tensor, ...]:
         """Drop the solved images from the problem, and their rows from the attack's own tensors, which are given back."""
-        keep = ~self._book.found[self._rows]
-        if bool(keep.all()):
-            return state
+        keep = ~self._book.done[self._rows]
+        return state if bool(keep.all()) else self.keep(keep, *state)
+
+    def keep(self, keep: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Go on with the images of `keep` (n,) bool alone: the attack has nothing more to try on the others."""
         index = keep.nonzero().flatten()
-        self._rows = self._rows[index]
+        self._rows = self._rows[index.cpu()]
         self.keys = [self.keys[i] for i in index.tolist()]
         index = index.to(self.labels.device)
-        self.ball, self.labels, self._goal = self.ball.select(index), self.labels[index], self._goal.select(index)
-        self.images = self.ball.clean
+        self.ball, self.labels, self.goal = self.ball.select(index), self.labels[index], self.goal.select(index)
+        self.images, self.start = self.ball.clean, self.start[index]
         return tuple(tensor[index] for tensor in state)
+
+    def part(self, *names: object) -> "Problem":
+        """Give a problem of the same images that may `keep` fewer, for what an attack tries in between; `names` tell its draws apart."""
+        part = copy(self)
+        part.names = (*self.names, *names)
+        return part
 
     def random_start(self) -> Tensor:
         """Allowed images (n, C, H, W) drawn at random, by image, restart and seed."""
-        return self.ball.random(self.keys, *self._seed)
+        return self.ball.random(self.keys, self.seed, *self.names)
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Give the best candidates so far (n, C, H, W), and their size in the norm (n,): infinite where none succeeded."""
+        where = self.images.device
+        return self._book.attempts[self._rows].to(self.images), self._book.distance[self._rows].to(where)
+
+    def shorten(self, steps: int = 10) -> None:
+        """Bisect between the best candidates and the clean images for the smallest success on that line."""
+        best, _ = self.best()
+        found = self._book.found[self._rows].to(best.device)
+        low, high = torch.zeros(len(best), device=best.device), torch.ones(len(best), device=best.device)
+        for _ in range(steps):
+            middle = (low + high) / 2
+            there = self.images + (best - self.images) * per_image(middle, best).to(best.dtype)
+            success = self.evaluate(torch.where(per_image(found, best), there, best)).success
+            low, high = torch.where(success, low, middle), torch.where(success, middle, high)
+
+    def _success(self, scores: Tensor) -> Tensor:
+        return self.goal.success(scores, self.labels, self.num_classes)
+
+    def _holds(self, goal: Goal, scores: Tensor, labels: Tensor) -> Tensor:
+        """Tell which succeed (n,); where the smallest change is sought, clearly so: the next batch size rounds otherwise."""
+        success = goal.success(scores, labels, self.num_classes)
+        if not self._book.smallest:
+            return success
+        margin = goal.margin(scores, labels, self.num_classes) - goal.confidence
+        return success & (margin >= DECISIVE * scores.abs().amax(1))
 
     def _count(self, forwards: int = 0, backwards: int = 0, flat: Tensor | None = None) -> None:
-        live = self._rows[~self._book.found[self._rows]]
+        live = self._rows[~self._book.done[self._rows]]
         self._book.forwards[live] += forwards
         self._book.backwards[live] += backwards
         if flat is not None:
-            self._book.flat[self._rows] += flat.cpu() & ~self._book.found[self._rows]
+            self._book.flat[self._rows] += flat.cpu() & ~self._book.done[self._rows]
 
-    def _record(self, candidates: Tensor, scores: Tensor, loss: Tensor) -> None:
-        """Keep what is better than what is known: the first success, and until then the largest loss (R5)."""
-        success = self._goal.success(scores, self.labels, self._classifier.num_classes).cpu()
-        loss = loss.double().nan_to_num(nan=-torch.inf).cpu()
+    @torch.no_grad()
+    def _record(self, candidates: Tensor, scores: Tensor, loss: Tensor, tentative: bool) -> Tensor:
+        """Keep what is better than what is known, by success first, and then by size or by loss (R5); give what succeeds (n,)."""
         book, rows = self._book, self._rows
-        better = ~book.found[rows] & (success | (loss > book.loss[rows]))
-        index = better.nonzero().flatten()
+        success, known = self._success(scores), book.found[rows]
+        distance = self.ball.size(candidates - self.images).cpu() if book.smallest else torch.zeros(len(rows), dtype=torch.float64)
+        if book.smallest:
+            success = success & (self._holds(self.goal, scores, self.labels) | (distance == 0).to(success.device))
+        better = success.cpu() & ((distance < book.distance[rows]) if book.smallest else ~known)
+        if tentative and bool(better.any()):
+            index = better.nonzero().flatten().to(candidates.device)
+            with torch.autocast(candidates.device.type, enabled=False):
+                again = self._classifier(candidates[index])
+            holds = self._holds(self.goal.select(index), again, self.labels[index])
+            book.forwards[rows[better]] += 1
+            success = success.index_put((index,), holds)
+            better[better.clone()] = holds.cpu()
+        loss = loss.double().nan_to_num(nan=-torch.inf).cpu()
+        closer = ~known & ~better & (loss > book.loss[rows])
+        index = (better | closer).nonzero().flatten()
         book.attempts[rows[index]] = candidates[index.to(candidates.device)].to(book.attempts)
-        book.loss[rows[index]] = loss[index]
-        book.found[rows[index]] = success[index]
+        book.loss[rows[closer]] = loss[closer]
+        book.found[rows[better]], book.distance[rows[better]] = True, distance[better]
+        book.done[rows[better]] = True if not book.smallest else distance[better] == 0
+        return success
 
 
 def drive(
@@ -154,59 +261,93 @@ def drive(
     *,
     goal: Goal,
     norm: str,
-    eps: float | Tensor,
+    eps: float | Tensor | None,
     region: Tensor | None = None,
     restarts: int = 1,
     seed: int = 0,
     batch_size: int = 128,
+    start: Tensor | None = None,
+    precision: GradientPrecision = "float32",
 ) -> AttackResult:
     """Run an attack on images (N, C, H, W) in [0, 1] with labels (N,), and give what it found.
 
     Args:
         attack: see the module's text; its candidates must come from `problem.ball`.
         goal: what counts as success.
-        norm, eps, region: what is allowed: `linf` or `l2`, the largest change (one, or (N,) one for each), and where.
+        norm, eps, region: what is allowed: `linf`, `l2`, `l1` or `l0`, the largest change (one, or (N,) one for each), and where.
+            With no eps the smallest change is sought, and an image is solved only if it needs none.
         restarts: how often the attack runs on an image that it has not solved; each run has its own draws.
         seed: the draws depend on it, on the image's pixels and on the restart: not on batches, order or other images.
-        batch_size: images attacked at once; changes no result beyond float32 rounding.
+        batch_size: images attacked at once; changes no result beyond rounding.
+        start: (N, C, H, W) where the attack starts, moved to the nearest allowed image.
+        precision: of the passes for gradients. Decisions are made in float32, whatever it is.
 
     Raises: DemurError for input that does not fit (range, dtype, NaN, shape, label, region, eps, goal).
     """
+    check_classifier(classifier)
     check_images(images)
     check_labels(labels, len(images), classifier.num_classes)
+    check_goal(goal, classifier, images, labels)
     if images.dtype not in (torch.float32, torch.float64):
         raise DemurError(f"attacks need float32 or float64 images, not {images.dtype}.")
     if restarts < 1 or batch_size < 1:
         raise DemurError(f"restarts and batch_size must be at least 1, not {restarts} and {batch_size}.")
-    images, labels = images.detach(), labels.to(images.device)
-    limits, region, kind = check_eps(eps, len(images)), check_region(region, images), ball_of(norm)
+    if start is not None:
+        check_images(start)
+        if start.shape != images.shape:
+            raise DemurError(f"the attack's start has shape {tuple(start.shape)}, the images {tuple(images.shape)}.")
+    images, labels, kind = images.detach(), labels.to(images.device), ball_of(norm)
+    limits, region = check_eps(kind.largest(images) if eps is None else eps, len(images)), check_region(region, images)
     device = device_of(classifier, images.device)
-    book = _Book(images.cpu())
+    half = _half(precision, device)
+    book = _Book(images.cpu(), smallest=eps is None)
 
     def problem(rows: Tensor, restart: int) -> Problem:
         here = rows.to(images.device)
         ball = kind(images[here].to(device), limits[rows].to(device), None if region is None else region[here].to(device, images.dtype))
-        return Problem(classifier, goal.select(here), ball, labels[here].to(device, torch.int64), rows, book, (seed, restart))
+        begin = None if start is None else start[here].to(device, images.dtype)
+        there = labels[here].to(device, torch.int64)
+        return Problem(classifier, goal.select(here), ball, there, begin, rows, book, (seed, restart), half)
 
-    with tuned(), _frozen(classifier), job("attack", restarts * len(images)) as progress:
-        goal.check(labels, classifier.num_classes, _columns(classifier, images[:1].to(device)))
+    with tuned(), frozen(classifier), torch.random.fork_rng(), job("attack", restarts * len(images)) as progress:
+        torch.manual_seed(seeds.derive(seed, "classifier"))  # for what a randomised classifier draws
+        if book.smallest:
+            for rows in _batches(~book.done, batch_size):
+                problem(rows, 0).evaluate(images[rows.to(images.device)].to(device))
         for restart in range(restarts):
-            for rows in _batches(~book.found, batch_size):
+            for rows in _batches(~book.done, batch_size):
                 attack(problem(rows, restart))
                 progress.advance(len(rows))
         # The clean image is always allowed: an attacker who found nothing better still has it.
         attempts = book.attempts.clone()
-        for rows in _batches(~book.found, batch_size):
+        for rows in [] if book.smallest else _batches(~book.found, batch_size):
             clean = problem(rows, 0)
             clean.evaluate(clean.images)
-        book.attempts = torch.where(_like(book.found, attempts), book.attempts, attempts)
+        book.attempts = torch.where(per_image(book.found, attempts), book.attempts, attempts)
         found = book.found & _recheck(classifier, goal, book, labels, batch_size + 1, device)
 
     clean_images = images.cpu()
-    result = torch.where(_like(found, clean_images), book.attempts, clean_images)
+    result = torch.where(per_image(found, clean_images), book.attempts, clean_images)
     _hold_invariants(kind, clean_images, (result, book.attempts), limits, None if region is None else region.cpu())
-    tensors = (result, found, book.attempts, book.forwards, book.backwards, book.flat)
+    distance = torch.where(found, kind.size(result.double() - clean_images.double()), torch.inf)
+    tensors = (result, found, book.attempts, distance, book.forwards, book.backwards, book.flat)
     return AttackResult(*(tensor.to(images.device) for tensor in tensors))
+
+
+def _half(precision: str, device: torch.device) -> bool:
+    if precision not in get_args(GradientPrecision):
+        raise unknown("precision", precision, get_args(GradientPrecision))
+    return precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
+
+
+@torch.no_grad()
+def check_goal(goal: object, classifier: Classifier, images: Tensor, labels: Tensor) -> None:
+    """Raise DemurError unless it is a goal that fits the labels and the classifier's columns."""
+    if not isinstance(goal, Goal):
+        raise DemurError(f"a goal is Evade(), Target(classes), AnyError() or ForceReject(), not {goal!r}.")
+    with evaluating(classifier):
+        columns = classifier(images[:1].to(device_of(classifier, images.device))).shape[1]
+    goal.check(labels, classifier.num_classes, columns)
 
 
 def check_eps(eps: float | Tensor, count: int) -> Tensor:
@@ -226,15 +367,6 @@ def _batches(chosen: Tensor, batch_size: int) -> list[Tensor]:
     """Indices of the chosen (N,) bool, in batches; none where none is chosen."""
     index = chosen.nonzero().flatten()
     return [index[start : start + batch_size] for start in range(0, len(index), batch_size)]
-
-
-def _like(flags: Tensor, images: Tensor) -> Tensor:
-    return flags.reshape(-1, *[1] * (images.ndim - 1))
-
-
-@torch.no_grad()
-def _columns(classifier: Classifier, image: Tensor) -> int:
-    return int(classifier(image).shape[1])
 
 
 @torch.no_grad()
@@ -260,7 +392,7 @@ def _hold_invariants(kind: type[Ball], clean: Tensor, results: Sequence[Tensor],
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
     """Inside: evaluation mode, and no gradients for the parameters, which halves the backward pass. Restored afterwards."""
     wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with evaluating(module):

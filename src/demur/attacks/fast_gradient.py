@@ -56,7 +56,7 @@ def _one_step(
 ) -> AttackResult:
     def attack(problem: Problem) -> None:
         # The gradient is taken at the clean image without trying that: the papers step on every image, right or wrong as it is.
-        step = problem.ball.ascent(problem.gradient(problem.images, record=False))
+        step = problem.ball.ascent(problem.differentiate(problem.images, record=False).gradient)
         reach = problem.ball.eps.reshape(-1, *[1] * (step.ndim - 1)).to(step)
         problem.evaluate(problem.ball.confine(problem.images + reach * step))
 

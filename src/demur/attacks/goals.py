@@ -7,17 +7,17 @@ the others (or of the wanted), never a special case, so every attack that takes 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from demur.errors import DemurError
+from demur.errors import DemurError, unknown
 
-Measure = Literal["margin", "cross_entropy"]
+Measure = Literal["margin", "cross_entropy", "hinge"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Goal(ABC):
     """What every goal has. `by` is how the loss compares wanted columns w with the others o:
 
@@ -25,42 +25,68 @@ class Goal(ABC):
     `cross_entropy`: logsumexp_w s - logsumexp_o s, the log-odds of the wanted columns under the softmax. For AnyError its
     gradient points where that of the usual cross-entropy does (they differ by a positive factor for each image), without
     vanishing in float32 where the softmax saturates.
+    `hinge`: -sum over classes c of max(0, 1 - y_c s_c), with y 1 for the best wanted column and -1 for the others: sec. 2.5.2 of
+    the rejection paper, for one-versus-rest scores. It does not look at the reject column.
 
-    Both are unchanged if a constant is added to all scores of an image (R6).
+    The first two are unchanged if a constant is added to all scores of an image (R6); the hinge is not, by its nature.
+
+    `confidence` is by how much the best wanted column must win for a success (kappa of Carlini & Wagner 2017). `aim` (N,), if
+    given, is the one wanted column that the loss goes for (`toward`); any wanted column is still a success.
     """
 
     by: Measure = "margin"
+    confidence: float = 0.0
+    aim: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.by not in ("margin", "cross_entropy"):
-            raise DemurError(f"a goal's loss goes by 'margin' or 'cross_entropy', not {self.by!r}.")
+        if self.by not in get_args(Measure):
+            raise unknown("loss", self.by, get_args(Measure))
+        if not 0 <= self.confidence < torch.inf:
+            raise DemurError(f"confidence must be finite and not negative, not {self.confidence}.")
 
     @abstractmethod
     def wanted(self, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
         """Tell which columns count as success: (N, columns) bool."""
 
     def success(self, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-        """Tell where the decision is a wanted column: (N,) bool. Never where a score is NaN or infinite: no decision is made there."""
-        decided = self.wanted(scores, labels, num_classes).gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
-        return decided & torch.isfinite(scores).all(1)
+        """Tell where the decision is a wanted column, by `confidence`: (N,) bool.
+
+        Never where a score is NaN or infinite: no decision is made there.
+        """
+        wanted = self.wanted(scores, labels, num_classes)
+        decided = wanted.gather(1, scores.argmax(1, keepdim=True)).squeeze(1) & torch.isfinite(scores).all(1)
+        return decided & (_margin(scores, wanted, wanted) >= self.confidence) if self.confidence else decided
+
+    def margin(self, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+        """By how much the best wanted column wins: (N,), negative where it loses."""
+        wanted = self.wanted(scores, labels, num_classes)
+        return _margin(scores, wanted, wanted)
 
     def loss(self, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
         """Compute the loss that the attacker maximises: (N,), for `margin` positive where the attack succeeds."""
         wanted = self.wanted(scores, labels, num_classes)
-        inside, outside = scores.masked_fill(~wanted, -torch.inf), scores.masked_fill(wanted, -torch.inf)
+        sought = wanted if self.aim is None else _no_columns(scores).scatter(1, self.aim.to(scores.device)[:, None], True)
         if self.by == "margin":
-            return inside.amax(1) - outside.amax(1)
-        return inside.logsumexp(1) - outside.logsumexp(1)
+            return _margin(scores, sought, wanted)
+        if self.by == "cross_entropy":
+            return scores.masked_fill(~sought, -torch.inf).logsumexp(1) - scores.masked_fill(wanted, -torch.inf).logsumexp(1)
+        best = scores.masked_fill(~sought, -torch.inf).argmax(1, keepdim=True)
+        sides = torch.full_like(scores, -1.0).scatter(1, best, 1.0)
+        return -(1 - sides * scores).clamp(min=0)[:, :num_classes].sum(1)
+
+    def toward(self, columns: Tensor) -> Self:
+        """Give the goal whose loss goes for that wanted column (N,) of each image."""
+        return replace(self, aim=columns)
 
     def check(self, labels: Tensor, num_classes: int, columns: int) -> None:  # noqa: B027 - most goals fit any classifier
         """Raise DemurError if the goal does not fit the labels (N,) or the classifier's score columns."""
 
     def select(self, index: Tensor) -> Self:
         """Give the goal for the images of that index, where it differs between images."""
-        return self
+        return self if self.aim is None else replace(self, aim=self.aim.to(index.device)[index])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evade(Goal):
     """Be accepted as a class that is not the image's: wrong *and accepted*. The default; a rejected image is no success."""
 
@@ -71,7 +97,7 @@ class Evade(Goal):
         return wanted.scatter(1, labels[:, None], False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AnyError(Goal):
     """Not be answered correctly: a rejection is a success too. An attacker who does not know of the reject column."""
 
@@ -80,7 +106,7 @@ class AnyError(Goal):
         return (~_no_columns(scores)).scatter(1, labels[:, None], False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ForceReject(Goal):
     """Be declined: denial of service. Needs a classifier with a reject column."""
 
@@ -116,12 +142,17 @@ class _Target(Goal):
             raise DemurError("Target holds the true class of an image; an attack aims at another one.")
 
     def select(self, index: Tensor) -> Self:
-        return self if self.classes.ndim == 0 else replace(self, classes=self.classes.to(index.device)[index])
+        here = super().select(index)
+        return here if here.classes.ndim == 0 else replace(here, classes=here.classes.to(index.device)[index])
 
 
-def Target(classes: int | Tensor, by: Measure = "margin") -> Goal:  # noqa: N802 - reads as the goal that it makes
+def Target(classes: int | Tensor, by: Measure = "margin", confidence: float = 0.0) -> Goal:  # noqa: N802 - reads as the goal that it makes
     """Be accepted as a chosen class: one for all images, or (N,) one for each."""
-    return _Target(by=by, classes=torch.as_tensor(classes))
+    return _Target(by=by, confidence=confidence, classes=torch.as_tensor(classes))
+
+
+def _margin(scores: Tensor, sought: Tensor, wanted: Tensor) -> Tensor:
+    return scores.masked_fill(~sought, -torch.inf).amax(1) - scores.masked_fill(wanted, -torch.inf).amax(1)
 
 
 def _no_columns(scores: Tensor) -> Tensor:

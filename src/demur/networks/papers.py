@@ -52,3 +52,38 @@ def background_class_network(num_outputs: int, *, channels: int = 1, size: int =
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
     return network
+
+
+def rejection_network(num_outputs: int = 10, *, channels: int = 1, size: int = 28, seed: int = 0) -> nn.Sequential:
+    """Build the MNIST network of the rejection paper (Table 1), which is that of Carlini & Wagner 2017 with padding.
+
+    Conv32-Conv32-Pool-Conv64-Conv64-Pool-FC200-FC200, all convolutions 3x3 with padding 1, rectifiers after each, dropout of one half
+    after the first dense layer (as in Carlini & Wagner's code; the paper does not say where). Weights are drawn from N(0, .05): the paper
+    says normal, without a scale. The initial weights depend on `seed` alone.
+    """
+    if num_outputs < 2 or size < 4 or size % 4:
+        raise DemurError(f"the rejection network needs 2 outputs or more and a size divisible by 4, not {num_outputs} and {size}.")
+
+    def double(before: int, after: int) -> list[nn.Module]:
+        first, second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
+        return [first, nn.ReLU(), second, nn.ReLU(), nn.MaxPool2d(2)]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            *double(channels, 32),
+            *double(32, 64),
+            nn.Flatten(),
+            nn.Linear(64 * (size // 4) ** 2, 200),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(200, 200),
+            nn.ReLU(),
+            nn.Linear(200, num_outputs),
+        )
+        for layer in network:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.normal_(layer.weight, std=0.05)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+    return network

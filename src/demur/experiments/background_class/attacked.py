@@ -19,6 +19,7 @@ from demur.experiments.results import Curve, Series
 from demur.files import digest
 
 PLAIN, DEFENDED = "Digits", "Digits + background"
+PGD_STEPS = 40
 ATTACK_WORK = 6.0  # a float32 attack on an image, against training on it once in bfloat16
 
 NAIVE, FORCING, NOISE = "naive", "forcing rejection", "noise"
@@ -41,17 +42,25 @@ class Attack:
     eps: float
     attacker: str
     draws: int = 0
+    steps: int = 1
 
     @property
     def label(self) -> str:
         """As the tables name it."""
         return f"{self.name} eps {self.eps:g}, " + (f"best of {self.draws} draws" if self.draws else self.attacker)
 
+    @property
+    def work(self) -> float:
+        """How much it costs, against one step: images leave as soon as they are solved."""
+        return max(1.0, self.steps / 8)
+
     def __call__(self, classifier: Classifier, images: Tensor, labels: Tensor, seed: int) -> AttackResult:
         """Attack images (N, C, H, W) in [0, 1]."""
         goal = GOALS[self.attacker]
         if self.draws:
             return attacks.noise(classifier, images, labels, norm=self.norm, eps=self.eps, goal=goal, restarts=self.draws, seed=seed)
+        if self.steps > 1:
+            return attacks.pgd(classifier, images, labels, norm=self.norm, eps=self.eps, goal=goal, steps=self.steps)
         step = attacks.fgs if self.norm == "linf" else attacks.fg
         return step(classifier, images, labels, eps=self.eps, goal=goal)
 
@@ -66,11 +75,13 @@ class Trained:
 
 
 def attack_list(profile: Profile, model: str) -> list[Attack]:
-    """The attacks of Tables IV and V on a model, by all attackers, and noise of the same sizes (R13)."""
+    """The attacks of Tables IV and V on a model, by all attackers; one in many steps (R11), and noise, of the same sizes (R13)."""
     attackers = [NAIVE, AWARE, AWARE_BY_ENTROPY, *([FORCING] if model == DEFENDED else [])]
     return [
         *(Attack("FGS", "linf", profile.fgs_eps, attacker) for attacker in attackers),
         *(Attack("FG", "l2", profile.fg_eps, attacker) for attacker in attackers),
+        Attack("PGD", "linf", profile.fgs_eps, AWARE, steps=PGD_STEPS),
+        Attack("PGD", "l2", profile.fg_eps, AWARE, steps=PGD_STEPS),
         Attack("noise", "linf", profile.fgs_eps, NOISE, profile.noise_draws),
         Attack("noise", "l2", profile.fg_eps, NOISE, profile.noise_draws),
     ]
@@ -99,11 +110,11 @@ def attack_cell(model: Trained, attack: Attack, images: ImageSet, seed: int, nam
     config = {
         "cell": "attack",
         "model": model.key,
-        "attack": (attack.name, attack.norm, attack.eps, attack.attacker, attack.draws),
+        "attack": (attack.name, attack.norm, attack.eps, attack.attacker, attack.draws, attack.steps),
         "images": images.fingerprint,
         "seed": seed if attack.draws else None,
     }
-    return run.cell(f"{attack.label}, on {name}", config, compute, ATTACK_WORK * len(images))
+    return run.cell(f"{attack.label}, on {name}", config, compute, ATTACK_WORK * attack.work * len(images))
 
 
 def curve_against_eps(profile: Profile, models: dict[str, Trained], images: ImageSet, seed: int, run: Run) -> Curve:

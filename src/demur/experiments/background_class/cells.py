@@ -16,6 +16,7 @@ from demur.defenses import BackgroundClass
 from demur.evaluation import Cell
 from demur.evaluation.ledger import Computed
 from demur.experiments.background_class.attacked import DEFENDED, FORCING, PLAIN, Attack, Trained, attack_cell, attack_list
+from demur.experiments.background_class.minimum import attackers, carlini_cell
 from demur.experiments.background_class.profile import Profile
 from demur.experiments.cells import Run
 from demur.experiments.results import Data
@@ -70,6 +71,7 @@ class Split:
     attacked: ImageSet
     models: Mapping[str, Trained]
     attacks: Mapping[tuple[str, Attack], Cell]
+    carlini: Mapping[tuple[str, str], Cell]
     declined: Mapping[str, Mapping[str, tuple[int, int]]]
 
 
@@ -87,9 +89,15 @@ def measure(profile: Profile, material: Material, kept: Sequence[str], number: i
         for name, model in models.items()
         for attack in attack_list(profile, name)
     }
+    few = fold.test.balanced(profile.carlini.per_class, fold.seed)
+    nearest = {
+        (name, attacker): carlini_cell(profile.carlini, models[name], attacker, few, fold.seed, f"{name}, split {number + 1}", run)
+        for name in models
+        for attacker in attackers(name)
+    }
     declined = {name: _declined(model, name, fold, run) for name, model in models.items()}
     sizes = {"train key images": len(fold.train), "test key images": len(fold.test), "train background": len(fold.background)}
-    return Split(fold.seed, sizes, fold.test, images, models, attacked, declined)
+    return Split(fold.seed, sizes, fold.test, images, models, attacked, nearest, declined)
 
 
 def split(profile: Profile, material: Material, kept: Sequence[str], seed: int, number: int, key_images: int | None = None) -> Fold:
@@ -233,7 +241,9 @@ def trade_off(profile: Profile, material: Material, selection: Selection, run: R
             model = train(profile, fold, True, run, settings.epochs)
             images = fold.test.take(profile.curve.images, fold.seed)
             name = f"{DEFENDED} ({kinds(count)}), split {repeat + 1}"
-            plan = [attack for attack in attack_list(profile, DEFENDED) if not attack.draws and attack.attacker != FORCING]
+            plan = [
+                attack for attack in attack_list(profile, DEFENDED) if not attack.draws and attack.steps == 1 and attack.attacker != FORCING
+            ]
             levels.setdefault(count, []).append(
                 (model, {attack: attack_cell(model, attack, images, fold.seed, name, run) for attack in plan})
             )

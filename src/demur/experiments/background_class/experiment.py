@@ -15,7 +15,7 @@ from demur.classifier import Classifier, Outcome, decide, outcomes_of
 from demur.data import ImageSet, NoSplitError, SourceStatus, as_floats
 from demur.data.background import embedded_backgrounds
 from demur.errors import DemurError
-from demur.experiments.background_class import cells
+from demur.experiments.background_class import cells, minimum
 from demur.experiments.background_class.attacked import (
     ATTACK_WORK,
     AWARE,
@@ -61,6 +61,9 @@ def prepare(profile: Profile, data_root: Path | None, seed: int) -> Material:
         raise DemurError(
             f"curve.images is {profile.curve.images}, but only {len(held_out)} are held out, and some must be left to set a threshold."
         )
+    rarest = int(held_out.counts().min())
+    if rarest < profile.carlini.per_class:
+        raise DemurError(f"carlini.per_class is {profile.carlini.per_class}, but of one class only {rarest} images are held out.")
     settings = profile.selection
     selection.only((*keys, *candidates)).balanced(settings.per_class, seed)
     if settings.folds > settings.per_class:
@@ -119,13 +122,14 @@ def work(profile: Profile, material: Material) -> float:
     keys, share = int(counts.sum()) * (1 - profile.held_out), profile.background_share or 0.9
     selection, trade, curve = profile.selection, profile.trade_off, profile.curve
     trained = profile.splits * keys * profile.epochs * (2 + share)
-    plans = len(attack_list(profile, PLAIN)) + len(attack_list(profile, DEFENDED))
+    plans = sum(attack.work for model in (PLAIN, DEFENDED) for attack in attack_list(profile, model))
     attacked = profile.splits * plans * (profile.attacked or int(counts.sum()) * profile.held_out)
     attacked += curve.images * (4 * len(curve.eps) + 2 * len(curve.rejected) + 6 * len(trade.kept) * trade.repeats)
     classes = len(material.keys) + len(material.candidates)
+    smallest = profile.splits * 5 * profile.carlini.per_class * len(material.keys) * minimum.work(profile.carlini)
     selected = selection.per_class * classes * selection.repeats * (selection.folds - 1) * selection.epochs
     traded = len(trade.kept) * trade.repeats * min(keys, trade.key_images) * trade.epochs * (1 + share)
-    return trained + ATTACK_WORK * attacked + selected + traded
+    return trained + ATTACK_WORK * attacked + smallest + selected + traded
 
 
 def carry_out(profile: Profile, material: Material, run: Run, out: Path) -> tuple[list[Table], list[Curve], list[str], list[str]]:

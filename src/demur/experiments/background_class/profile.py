@@ -56,6 +56,15 @@ class TradeOffProfile(BaseModel):
     epochs: int = _Count
 
 
+class CarliniProfile(BaseModel):
+    """On how many images of each class the attack of Carlini & Wagner runs, and how long."""
+
+    model_config = _STRICT
+    per_class: int = _Count
+    steps: int = _Count
+    search_steps: int = Field(9, ge=1)
+
+
 class Profile(BaseModel):
     """The scale of the experiment. `keys` and `background` are class names, or a text with a name in each character;
     a background of "selected" is what the selection keeps.
@@ -78,4 +87,5 @@ class Profile(BaseModel):
     selection: SelectionProfile
     curve: CurveProfile
     trade_off: TradeOffProfile
+    carlini: CarliniProfile
     gallery: int = Field(96, ge=0)

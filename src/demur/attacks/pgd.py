@@ -1,0 +1,86 @@
+"""Projected gradient descent, in all norms: the plain iterated attack, and what most peers are compared by."""
+
+import torch
+from torch import Tensor
+
+from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
+from demur.attacks.goals import Evade, Goal
+from demur.attacks.norms import per_image
+from demur.classifier import Classifier
+from demur.errors import DemurError
+
+
+def pgd(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: str = "linf",
+    eps: float | Tensor,
+    steps: int = 100,
+    step_size: float | None = None,
+    goal: Goal | None = None,
+    region: Tensor | None = None,
+    start: Tensor | None = None,
+    random_start: bool = False,
+    restarts: int = 1,
+    seed: int = 0,
+    batch_size: int = 128,
+    precision: GradientPrecision = "auto",
+) -> AttackResult:
+    """Climb the goal's loss in steps of `step_size`, each moved back to the nearest allowed image (Madry et al. 2018).
+
+    Without `random_start` the first run starts at the clean image, or at `start`, so that one step is `fgs` (or `fg`); every restart,
+    and with `random_start` the first run too, starts at a random allowed image. An image leaves as soon as it is solved.
+
+    Args:
+        norm: `linf` (the region scales eps pixel by pixel), `l2`, `l1` or `l0`.
+        step_size: in the norm, for L0 the Euclidean length of a step; the default is 2.5 eps / steps (2.5 / sqrt(steps) in L0).
+        goal: its `by` chooses the loss: margin, cross_entropy, or hinge. The hinge goes for the runner-up on the clean
+            image, as in sec. 2.5.2 of the rejection paper (whose stopping rule ends a descent at once: here steps are fixed).
+        start: (N, C, H, W), for example the result of another attack, or images of other classes (double initialisation).
+        precision: of the gradients; with float32 another batch size changes no result beyond float32 rounding.
+
+    Images (N, C, H, W) in [0, 1], labels (N,). Raises: DemurError for input that does not fit.
+    """
+    if steps < 1 or (step_size is not None and not 0 < step_size < torch.inf):
+        raise DemurError(f"pgd needs at least one step, of a positive size; got {steps} steps of size {step_size}.")
+
+    def attack(problem: Problem) -> None:
+        current = problem.random_start() if random_start or problem.restart else problem.start
+        if problem.goal.by == "hinge" and problem.goal.aim is None:
+            aim_at_runner_up(problem)
+        ball = problem.ball
+        reach = torch.full_like(ball.eps, step_size) if step_size else 2.5 * (ball.eps if norm != "l0" else steps**0.5) / steps
+        reach = torch.as_tensor(reach, device=current.device).expand(len(current))
+        for _ in range(steps):
+            gradient = problem.differentiate(current).gradient
+            current, gradient, reach = problem.unsolved(current, gradient, reach)
+            if not len(current):
+                return
+            step = problem.ball.ascent(gradient, current) * per_image(reach, current).to(current.dtype)
+            current = problem.ball.confine(current + step)
+        problem.evaluate(current)
+
+    return drive(
+        attack,
+        classifier,
+        images,
+        labels,
+        goal=goal or Evade(),
+        norm=norm,
+        eps=eps,
+        region=region,
+        restarts=restarts,
+        seed=seed,
+        batch_size=batch_size,
+        start=start,
+        precision=precision,
+    )
+
+
+def aim_at_runner_up(problem: Problem) -> None:
+    """From now on go for the wanted column that scores highest on the clean image."""
+    seen = problem.evaluate(problem.images)
+    wanted = problem.goal.wanted(seen.scores, problem.labels, problem.num_classes)
+    problem.goal = problem.goal.toward(seen.scores.masked_fill(~wanted, -torch.inf).argmax(1))

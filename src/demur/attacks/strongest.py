@@ -1,0 +1,158 @@
+"""The strongest answer that demur has: an ensemble of attacks, the worst of which counts, image by image."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from demur.attacks.apgd import apgd
+from demur.attacks.carlini import carlini_l2
+from demur.attacks.driver import AttackResult, GradientPrecision, check_eps, check_goal, frozen
+from demur.attacks.goals import Evade, Goal, Measure
+from demur.attacks.minimum_norm import ddn, fmn, sigma_zero
+from demur.attacks.norms import BALLS, Ball, per_image
+from demur.attacks.pgd import pgd
+from demur.attacks.regions import check_region
+from demur.attacks.square import square
+from demur.classifier import Classifier, check_classifier, check_images, check_labels, device_of
+from demur.errors import DemurError, unknown
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Strongest(AttackResult):
+    """What the ensemble found. `by` names, for each image, the attack that broke it, or that changed it least; "" if none broke it."""
+
+    by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One attack of the ensemble: its name, the attack with all but images, goal, eps and region filled in, and its loss."""
+
+    name: str
+    attack: Callable[..., AttackResult]
+    by: Measure = "margin"
+    takes_eps: bool = True
+
+
+def strongest(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: str = "linf",
+    eps: float | Tensor | None = None,
+    steps: int = 100,
+    targets: int = 9,
+    queries: int = 5000,
+    goal: Goal | None = None,
+    region: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+    precision: GradientPrecision = "auto",
+) -> Strongest:
+    """Attack with one attack after the other, each on the images that are still unbroken; with no eps, keep the smallest change of all.
+
+    With eps, in this order: pgd in 10 steps (most images of an undefended model fall here); then
+    - linf, l2: apgd by margin, apgd by cross-entropy, apgd towards each of the `targets` best wanted classes, fmn (l2: ddn), and the
+      score-based square with `queries`, which sees what gradients hide;
+    - l1: pgd by margin and by cross-entropy from random starts, fmn;
+    - l0: sigma_zero, fmn, pgd.
+    With no eps: l2 ddn, fmn and carlini_l2; linf and l1 fmn with short and long steps; l0 sigma_zero and fmn. An attack that seeks the
+    smallest change breaks an image if that is within eps. A classifier without gradients meets only square.
+
+    Args:
+        steps: of each attack; those that seek the smallest change take twice as many (sigma_zero and carlini_l2 ten times).
+        goal: `Evade()` if None. Its `by` does not matter: the ensemble tries the losses.
+
+    Images (N, C, H, W) in [0, 1], labels (N,). Passes are summed over the attacks. Raises: DemurError for input that does not fit.
+    """
+    check_classifier(classifier)
+    check_images(images)
+    check_labels(labels, len(images), classifier.num_classes)
+    check_goal(goal or Evade(), classifier, images, labels)
+    goal, region, labels = replace(goal or Evade(), by="margin"), check_region(region, images), labels.to(images.device)
+    limits = None if eps is None else check_eps(eps, len(images)).to(images.device)
+    common = {"batch_size": batch_size, "precision": precision}
+    best: AttackResult | None = None
+    by = [""] * len(images)
+    for part in _ensemble(norm, limits is not None, _has_gradient(classifier, images), steps, targets, queries, seed, common):
+        left = torch.arange(len(images), device=images.device)
+        if best is not None and limits is not None:
+            left = (~best.found).nonzero().flatten()
+            if not len(left):
+                break
+        options = {} if limits is None or not part.takes_eps else {"eps": limits[left]}
+        here = None if region is None else region[left]
+        found = part.attack(classifier, images[left], labels[left], goal=replace(goal.select(left), by=part.by), region=here, **options)
+        if limits is not None and not part.takes_eps:
+            found = _within(found, BALLS[norm](images[left], limits[left], here), images[left])
+        best, better = (found, found.found) if best is None else _merge(best, found, left)
+        for place in left[better].tolist():
+            by[place] = part.name
+    assert best is not None
+    return Strongest(**vars(best), by=tuple(by))
+
+
+def _ensemble(
+    norm: str, bounded: bool, gradient: bool, steps: int, targets: int, queries: int, seed: int, common: dict[str, Any]
+) -> list[_Part]:
+    if norm not in BALLS:
+        raise unknown("norm", norm, BALLS)
+    search = partial(square, norm=norm, queries=queries, seed=seed, batch_size=common["batch_size"])
+    if not gradient:
+        if not bounded or norm not in ("linf", "l2"):
+            raise DemurError("the classifier gives no gradient: only linf and l2, with an eps, can be attacked by its scores (square).")
+        return [_Part("square", search)]
+    fast = partial(fmn, norm=norm, steps=2 * steps, **common)
+    decoupled = _Part("ddn", partial(ddn, steps=2 * steps, **common), takes_eps=False)
+    walk = _Part("fmn", fast, takes_eps=False)
+    fewest = _Part("sigma_zero", partial(sigma_zero, steps=10 * steps, **common), takes_eps=False)
+    if not bounded:
+        wide = _Part("fmn, long steps", partial(fast, step_size=10.0), takes_eps=False)
+        wagner = _Part("carlini_l2", partial(carlini_l2, steps=10 * steps, **common), takes_eps=False)
+        return {"l2": [decoupled, walk, wagner], "linf": [walk, wide], "l1": [walk, wide], "l0": [fewest, walk]}[norm]
+    climb = partial(pgd, norm=norm, seed=seed, **common)
+    quick = _Part("pgd, 10 steps", partial(climb, steps=10))
+    random = partial(climb, steps=steps, random_start=True, restarts=2)
+    if norm == "l1":
+        return [quick, _Part("pgd", random), _Part("pgd, cross-entropy", random, "cross_entropy"), walk]
+    if norm == "l0":
+        return [quick, fewest, walk, _Part("pgd", random)]
+    auto = partial(apgd, norm=norm, steps=steps, seed=seed, **common)
+    return [
+        quick,
+        _Part("apgd", auto),
+        _Part("apgd, cross-entropy", auto, "cross_entropy"),
+        _Part("apgd, targeted", partial(auto, targets=targets)),
+        decoupled if norm == "l2" else walk,
+        _Part("square", search),
+    ]
+
+
+def _has_gradient(classifier: Classifier, images: Tensor) -> bool:
+    image = images[:1].detach().to(device_of(classifier, images.device)).requires_grad_()
+    with frozen(classifier), torch.enable_grad():
+        return bool(classifier(image).requires_grad)
+
+
+def _within(result: AttackResult, ball: Ball, clean: Tensor) -> AttackResult:
+    """Take back what is found, but not allowed: the clean image is then the result and the attempt."""
+    inside = result.found & ball.inside(result.images)
+    images = torch.where(per_image(inside, clean), result.images, clean)
+    return replace(result, images=images, attempts=images, found=inside, distance=torch.where(inside, result.distance, torch.inf))
+
+
+def _merge(best: AttackResult, found: AttackResult, rows: Tensor) -> tuple[AttackResult, Tensor]:
+    """Put what was found on the images of `rows` into the best so far; tell where it is better (len(rows),)."""
+    better = found.found & (found.distance < best.distance[rows])
+    index = rows[better]
+    merged = {field.name: getattr(best, field.name).clone() for field in fields(AttackResult)}
+    for name in ("images", "attempts", "found", "distance"):
+        merged[name][index] = getattr(found, name)[better]
+    for name in ("forwards", "backwards", "flat"):
+        merged[name][rows] += getattr(found, name)
+    return AttackResult(**merged), better
