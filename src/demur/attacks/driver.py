@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from demur import seeds
+from demur.attacks.checks import check_eps, check_goal
 from demur.attacks.goals import Goal
 from demur.attacks.norms import Ball, ball_of, per_image
 from demur.attacks.regions import check_region
@@ -338,29 +339,6 @@ def _half(precision: str, device: torch.device) -> bool:
     if precision not in get_args(GradientPrecision):
         raise unknown("precision", precision, get_args(GradientPrecision))
     return precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
-
-
-@torch.no_grad()
-def check_goal(goal: object, classifier: Classifier, images: Tensor, labels: Tensor) -> None:
-    """Raise DemurError unless it is a goal that fits the labels and the classifier's columns."""
-    if not isinstance(goal, Goal):
-        raise DemurError(f"a goal is Evade(), Target(classes), AnyError() or ForceReject(), not {goal!r}.")
-    with evaluating(classifier):
-        columns = classifier(images[:1].to(device_of(classifier, images.device))).shape[1]
-    goal.check(labels, classifier.num_classes, columns)
-
-
-def check_eps(eps: float | Tensor, count: int) -> Tensor:
-    """Limits (count,) in float64 of an eps that is one number or one for each image.
-
-    Raises: DemurError if it is negative, not finite, or of another shape.
-    """
-    limits = torch.as_tensor(eps, dtype=torch.float64).detach().cpu()
-    if limits.ndim > 1 or (limits.ndim == 1 and len(limits) != count):
-        raise DemurError(f"eps must be one number, or one for each of the {count} images, not of shape {tuple(limits.shape)}.")
-    if not bool(torch.isfinite(limits).all()) or bool((limits < 0).any()):
-        raise DemurError("eps must be finite and not negative.")
-    return limits.expand(count)
 
 
 def _batches(chosen: Tensor, batch_size: int) -> list[Tensor]:

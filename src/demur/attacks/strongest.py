@@ -10,7 +10,8 @@ from torch import Tensor
 
 from demur.attacks.apgd import apgd
 from demur.attacks.carlini import carlini_l2
-from demur.attacks.driver import AttackResult, GradientPrecision, check_eps, check_goal, frozen
+from demur.attacks.checks import check_eps, check_goal
+from demur.attacks.driver import AttackResult, GradientPrecision, frozen
 from demur.attacks.goals import Evade, Goal, Measure
 from demur.attacks.minimum_norm import ddn, fmn, sigma_zero
 from demur.attacks.norms import BALLS, Ball, per_image
