@@ -1,6 +1,6 @@
 """How strong and how fast the attacks are, beside other libraries' at the same budget, on the rejection paper's MNIST network.
 
-    pip install -e '.[peers]'
+    pip install -e '.[peers]' adv-lib
     python benchmarks/attacks.py [--data-root DIR] [--images 256] [--steps 100] [--only carlini,smallest,pgd,first] [--device cpu]
 
 All in one process and one run: same network (trained here for 4 epochs, or read from --network), same test images, same number

@@ -3,8 +3,9 @@
 The constants are those of the authors' code (nn_robust_attacks, l2_attack.py, l0_attack.py, li_attack.py). As there, the change is
 made in tanh space, where every value is an allowed pixel. Deviations, each of which makes the changes smaller or the search
 shorter: tanh space reaches 1 % beyond the box, whose bounds are then no longer infinitely far away, so that the pixels on them
-move at once; where an image gets no better, its steps first become ten times finer; a success in the first tenth of a search step,
-which a first step too large brings, is kept, but does not count for the search; the best change is at last shortened to the boundary.
+move at once; in L2, where an image gets no better, its steps first become ten times finer, and a success in the first tenth of a
+search step, which a first step too large brings, is kept, but does not count for the search; in L2 and Linf the best change is at
+last shortened to the boundary; in L0 a pixel's contribution is taken in pixels and with the margin's gradient, as the paper's text has it.
 The gradient is carried through the tanh by hand. Where gradients are computed in bfloat16, successes are looked for every
 `RECORDED` steps.
 """
@@ -217,7 +218,7 @@ def carlini_l0(
         return hinge < 1e-4
 
     def eliminate(change: Tensor, gradient: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        allowed = by_pixel(mask.expand_as(change)).amax(2) > 0
+        allowed = by_pixel(mask).amax(2) > 0
         share = by_pixel(change).abs().sum(2) * by_pixel(gradient).abs().sum(2)
         changed = (by_pixel(change).abs().amax(2) >= 1e-4).sum(1, keepdim=True)
         ranked, order = share.masked_fill(~allowed, torch.inf).sort(dim=1)
@@ -289,7 +290,7 @@ def _in_stages(
         pull = per_image(const * ((seen.loss < confidence + slack) | denied), change)
         step = adam.step((push - pull * seen.gradient) * slope)
         anew = success | stuck
-        variable = torch.where(per_image(anew, variable) > 0, begin, variable - step)
+        variable = torch.where(per_image(anew, variable), begin, variable - step)
         adam.reset(anew)
         before = before.masked_fill(anew, torch.inf)
         if bool(over.any()):

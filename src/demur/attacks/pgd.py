@@ -49,7 +49,7 @@ def pgd(
     def attack(problem: Problem) -> None:
         current = problem.random_start() if random_start or problem.restart else problem.start
         if problem.goal.by == "hinge" and problem.goal.aim is None:
-            aim_at_runner_up(problem)
+            _aim_at_runner_up(problem)
         ball = problem.ball
         reach = torch.full_like(ball.eps, step_size) if step_size else 2.5 * (ball.eps if norm != "l0" else steps**0.5) / steps
         reach = torch.as_tensor(reach, device=current.device).expand(len(current))
@@ -79,7 +79,7 @@ def pgd(
     )
 
 
-def aim_at_runner_up(problem: Problem) -> None:
+def _aim_at_runner_up(problem: Problem) -> None:
     """From now on go for the wanted column that scores highest on the clean image."""
     seen = problem.evaluate(problem.images)
     wanted = problem.goal.wanted(seen.scores, problem.labels, problem.num_classes)
