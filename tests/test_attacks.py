@@ -281,6 +281,14 @@ def test_the_ensemble_is_no_weaker_than_its_parts_and_names_them():
     assert set(closest.by) <= {"ddn", "fmn", "carlini_l2"}
 
 
+def test_the_ensemble_takes_vectors_of_which_some_withstand():
+    """Vectors have no squares, so the score-based part is left out."""
+    classifier, vectors = linear(3, 12, 3), torch.rand(8, 12, generator=torch.Generator().manual_seed(0))
+    labels = classifier.predict(vectors)
+    result = strongest(classifier, vectors, labels, eps=0.05, steps=10)
+    assert not result.found.all() and set(result.by) <= {"", "pgd, 10 steps", "apgd", "apgd, cross-entropy", "apgd, targeted", "fmn"}
+
+
 def test_bfloat16_gradients_never_decide_what_is_reported():
     """Decisions are made in float32, whatever the gradients are computed in."""
     classifier, images = convolutional(4, size=8, seed=1), images_of(30, seed=1)

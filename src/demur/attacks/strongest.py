@@ -80,7 +80,10 @@ def strongest(
     common = {"batch_size": batch_size, "precision": precision}
     best: AttackResult | None = None
     by = [""] * len(images)
-    for part in _ensemble(norm, limits is not None, _has_gradient(classifier, images), steps, targets, queries, seed, common):
+    parts = _ensemble(norm, limits is not None, _has_gradient(classifier, images), steps, targets, queries, seed, common)
+    if images.ndim != 4 and len(parts) > 1:  # vectors have no squares
+        parts = [part for part in parts if part.name != "square"]
+    for part in parts:
         left = torch.arange(len(images), device=images.device)
         if best is not None and limits is not None:
             left = (~best.found).nonzero().flatten()
