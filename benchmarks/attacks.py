@@ -41,6 +41,7 @@ def network(root: str | None, path: Path | None, device: str) -> tuple[Classifie
         fit(module, train.images, train.labels, epochs=epochs, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9), device=device)
         if path:
             torch.save(module.state_dict(), path)
+    module.to(memory_format=torch.contiguous_format)  # as other people's networks are
     return Classifier(module.to(device).eval(), 10), test
 
 

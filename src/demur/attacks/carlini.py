@@ -18,7 +18,7 @@ from torch import Tensor
 
 from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
 from demur.attacks.goals import Evade, Goal
-from demur.attacks.norms import by_pixel, per_image
+from demur.attacks.norms import by_pixel, per_image, spread
 from demur.classifier import Classifier
 from demur.errors import DemurError
 
@@ -226,8 +226,7 @@ def carlini_l0(
         earlier = torch.cat([torch.zeros_like(ranked[:, :1]), ranked[:, :-1]], 1)
         goes = (place < (0.3 * changed.sqrt()).ceil().clamp(min=1)) & (earlier <= 0.01) & ranked.isfinite()
         left = allowed & ~torch.zeros_like(allowed).scatter(1, order, goes)
-        spread = left.reshape(len(left), 1, *change.shape[2:]) if change.ndim > 2 else left
-        return spread.to(mask.dtype) * mask, ~left.any(1)
+        return spread(left, change).to(mask.dtype) * mask, ~left.any(1)
 
     def attack(problem: Problem) -> None:
         problem.unsolved()

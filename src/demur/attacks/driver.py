@@ -51,7 +51,8 @@ class AttackResult:
             reaches the goal without a change counts as found (R9).
         attempts: (N, C, H, W); what an attacker would send who cannot check: the best candidate, by success first and then
             by loss. Equals `images` where found.
-        distance: (N,) float64; size of the change in the attack's norm, infinite where not found.
+        distance: (N,) float64; size of the change in the attack's norm, infinite where not found. Where the region scales eps, the
+            smallest eps that allows the change.
         forwards, backwards: (N,) int64; passes that the attack spent on the image (the re-check is not the attack's).
         flat: (N,) int64; how many of its gradients were zero or not finite. Where they are many, the attack was blind (R14).
     """
@@ -142,7 +143,7 @@ class Problem:
         candidates = candidates.detach().requires_grad_()
         kind = candidates.device.type
         with torch.enable_grad(), torch.autocast(kind, torch.bfloat16, enabled=self.half):
-            given = candidates.contiguous(memory_format=torch.channels_last) if candidates.ndim == 4 else candidates
+            given = candidates.clone(memory_format=torch.channels_last) if candidates.ndim == 4 else candidates
             scores = self._classifier(given)
         with torch.enable_grad():
             scores = scores if scores.dtype == torch.float64 else scores.float()
@@ -232,14 +233,13 @@ class Problem:
         """Keep what is better than what is known, by success first, and then by size or by loss (R5); give what succeeds (n,)."""
         book, rows = self._book, self._rows
         success, known = self._success(scores), book.found[rows]
-        distance = self.ball.size(candidates - self.images).cpu() if book.smallest else torch.zeros(len(rows), dtype=torch.float64)
+        distance = self.ball.radius(candidates - self.images).cpu() if book.smallest else torch.zeros(len(rows), dtype=torch.float64)
         if book.smallest:
             success = success & (self._holds(self.goal, scores, self.labels) | (distance == 0).to(success.device))
         better = success.cpu() & ((distance < book.distance[rows]) if book.smallest else ~known)
         if tentative and bool(better.any()):
             index = better.nonzero().flatten().to(candidates.device)
-            with torch.autocast(candidates.device.type, enabled=False):
-                again = self._classifier(candidates[index])
+            again = self._classifier(candidates[index])
             holds = self._holds(self.goal.select(index), again, self.labels[index])
             book.forwards[rows[better]] += 1
             success = success.index_put((index,), holds)
@@ -312,25 +312,26 @@ def drive(
 
     with tuned(), frozen(classifier), torch.random.fork_rng(), job("attack", restarts * len(images)) as progress:
         torch.manual_seed(seeds.derive(seed, "classifier"))  # for what a randomised classifier draws
-        if book.smallest:
-            for rows in _batches(~book.done, batch_size):
-                problem(rows, 0).evaluate(images[rows.to(images.device)].to(device))
-        for restart in range(restarts):
-            for rows in _batches(~book.done, batch_size):
-                attack(problem(rows, restart))
-                progress.advance(len(rows))
-        # The clean image is always allowed: an attacker who found nothing better still has it.
-        attempts = book.attempts.clone()
-        for rows in [] if book.smallest else _batches(~book.found, batch_size):
-            clean = problem(rows, 0)
-            clean.evaluate(clean.images)
-        book.attempts = torch.where(per_image(book.found, attempts), book.attempts, attempts)
+        with _channels_last(classifier):
+            if book.smallest:
+                for rows in _batches(~book.done, batch_size):
+                    problem(rows, 0).evaluate(images[rows.to(images.device)].to(device))
+            for restart in range(restarts):
+                for rows in _batches(~book.done, batch_size):
+                    attack(problem(rows, restart))
+                    progress.advance(len(rows))
+            # The clean image is always allowed: an attacker who found nothing better still has it.
+            attempts = book.attempts.clone()
+            for rows in [] if book.smallest else _batches(~book.found, batch_size):
+                clean = problem(rows, 0)
+                clean.evaluate(clean.images)
+            book.attempts = torch.where(per_image(book.found, attempts), book.attempts, attempts)
         found = book.found & _recheck(classifier, goal, book, labels, batch_size + 1, device)
 
     clean_images = images.cpu()
     result = torch.where(per_image(found, clean_images), book.attempts, clean_images)
-    _hold_invariants(kind, clean_images, (result, book.attempts), limits, None if region is None else region.cpu())
-    distance = torch.where(found, kind.size(result.double() - clean_images.double()), torch.inf)
+    radius = _measure(kind, clean_images, (book.attempts, result), limits, None if region is None else region.cpu())
+    distance = torch.where(found, radius, torch.inf)
     tensors = (result, found, book.attempts, distance, book.forwards, book.backwards, book.flat)
     return AttackResult(*(tensor.to(images.device) for tensor in tensors))
 
@@ -358,15 +359,17 @@ def _recheck(classifier: Classifier, goal: Goal, book: _Book, labels: Tensor, ba
     return holds
 
 
-def _hold_invariants(kind: type[Ball], clean: Tensor, results: Sequence[Tensor], limits: Tensor, region: Tensor | None) -> None:
-    """Fail loudly if an attack returns what is not allowed (R1): a fault of the attack, never of its user."""
-    for images in results:
-        # In pieces: the check works in float64.
-        for rows in _batches(torch.ones(len(clean), dtype=torch.bool), 1024):
-            ball = kind(clean[rows], limits[rows], None if region is None else region[rows])
+def _measure(kind: type[Ball], clean: Tensor, results: Sequence[Tensor], limits: Tensor, region: Tensor | None) -> Tensor:
+    """Radius (N,) of the last results. Fails loudly if an attack returns what is not allowed (R1): its fault, never its user's."""
+    radius = torch.zeros(len(clean), dtype=torch.float64)
+    for rows in _batches(torch.ones(len(clean), dtype=torch.bool), 1024):  # in pieces: it works in float64
+        ball = kind(clean[rows], limits[rows], None if region is None else region[rows])
+        for images in results:
             outside = int((~ball.inside(images[rows])).sum())
             if outside:
                 raise AssertionError(f"R1: the attack left the allowed region on {outside} of {len(rows)} images.")
+            radius[rows] = ball.radius(images[rows].double() - clean[rows].double())
+    return radius
 
 
 @contextmanager
@@ -381,3 +384,16 @@ def frozen(module: nn.Module) -> Iterator[None]:
         finally:
             for parameter in wanted:
                 parameter.requires_grad_(True)
+
+
+@contextmanager
+def _channels_last(module: nn.Module) -> Iterator[None]:
+    """Inside: weights of convolutions lie channels last, and so does all that follows them: pooling is then eight times faster."""
+    before = [(parameter, parameter.data) for parameter in module.parameters() if parameter.ndim == 4]
+    for parameter, data in before:
+        parameter.data = data.clone(memory_format=torch.channels_last)  # of one channel, contiguous would leave both orders
+    try:
+        yield
+    finally:
+        for parameter, data in before:
+            parameter.data = data

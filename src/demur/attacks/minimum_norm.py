@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
-from demur.attacks.goals import Evade, Goal
-from demur.attacks.norms import by_pixel, per_image
+from demur.attacks.goals import Evade, Goal, Measure
+from demur.attacks.norms import by_pixel, per_image, spread
 from demur.classifier import Classifier
 from demur.errors import DemurError
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
-BEYOND = 1.001  # a little beyond where the boundary seems to be: steps to the boundary itself may come ever closer and never cross it
+BEYOND = 1.01  # a little beyond where the boundary seems to be: steps to the boundary itself may come ever closer and never cross it
 
 
 def ddn(
@@ -27,14 +27,15 @@ def ddn(
     gamma: float = 0.05,
     goal: Goal | None = None,
     region: Tensor | None = None,
+    seed: int = 0,
     batch_size: int = 128,
     precision: GradientPrecision = "auto",
 ) -> AttackResult:
     """Seek the smallest change in L2 by decoupling direction and norm (Rony et al. 2019, algorithm 1, without its quantisation).
 
     Each step goes along the gradient, by a length that falls from 1 to .01 as a cosine; then the change is brought to the length
-    eps, which shrinks by `gamma` where the image is solved and else grows. At last the best change is shortened to the boundary.
-    The loss is always the margin; theirs is the cross-entropy.
+    eps, which shrinks by `gamma` where the image is solved and else grows. Where there is no gradient the direction is random, by image
+    and `seed`. At last the best change is shortened to the boundary. The loss is always the cross-entropy, as theirs.
 
     Images (N, C, H, W) in [0, 1], labels (N,). Raises: DemurError for input that does not fit.
     """
@@ -45,16 +46,19 @@ def ddn(
         change, eps = torch.zeros_like(problem.images), torch.full_like(problem.ball.eps, initial_eps)
         for step in range(steps):
             seen = problem.differentiate(problem.images + change)
-            if step:
-                eps = eps * torch.where(seen.success.to(eps.device), 1 - gamma, 1 + gamma)
-            change = change + _falling(step, steps, 1.0, 0.01) * problem.ball.ascent(seen.gradient)
+            eps = eps * torch.where(seen.success.to(eps.device), 1 - gamma, 1 + gamma)
+            gradient, blind = seen.gradient, ~seen.gradient.flatten(1).any(1)
+            if bool(blind.any()):
+                anywhere = problem.part("blind", step).random_start() - problem.images
+                gradient = torch.where(per_image(blind, change), anywhere, gradient)
+            change = change + _falling(step, steps, 1.0, 0.01) * problem.ball.ascent(gradient)
             length = problem.ball.size(change).clamp(min=1e-12)
             stretched = problem.images + change * per_image(eps / length, change).to(change.dtype)
             change = problem.ball.confine(stretched) - problem.images
         problem.evaluate(problem.images + change)
         problem.shorten()
 
-    return _seek(attack, classifier, images, labels, "l2", goal, region, batch_size, precision)
+    return _seek(attack, classifier, images, labels, "l2", goal, "cross_entropy", region, batch_size, precision, seed=seed)
 
 
 def fmn(
@@ -64,7 +68,7 @@ def fmn(
     *,
     norm: str = "l2",
     steps: int = 100,
-    step_size: float = 1.0,
+    step_size: float | None = None,
     gamma: float = 0.05,
     goal: Goal | None = None,
     region: Tensor | None = None,
@@ -77,14 +81,17 @@ def fmn(
     Each step goes along the gradient by a Euclidean length that falls from `step_size` to a hundredth of it as a cosine, and is
     projected onto the ball of an eps that goes after the boundary: until an image is solved the first time, to where a
     linear classifier would have it; then by factors of 1 - gamma and 1 + gamma, gamma falling to .001; in L0 by at least one pixel.
+    The loss is always the margin in L0, as theirs, and else the cross-entropy, which finds smaller changes.
 
     Args:
         norm: `linf`, `l2`, `l1` or `l0`.
+        step_size: by default 10 in Linf, where all pixels are to move, and else 1, as theirs.
         start: (N, C, H, W), for example images of other classes.
 
     Images (N, C, H, W) in [0, 1], labels (N,). Raises: DemurError for input that does not fit.
     """
     _check(steps)
+    first = step_size or (10.0 if norm == "linf" else 1.0)
 
     def attack(problem: Problem) -> None:
         problem.unsolved()
@@ -101,20 +108,23 @@ def fmn(
             else:
                 slope = gradient.double().flatten(1).norm(p=DUAL[norm], dim=1).clamp(min=1e-12)
                 boundary = BEYOND * (
-                    problem.ball.size(current - problem.images) + (problem.goal.confidence - seen.loss.double()).abs() / slope
+                    problem.ball.radius(current - problem.images) + (problem.goal.confidence - seen.loss.double()).abs() / slope
                 )
                 inwards = torch.minimum(eps * (1 - factor), best)
                 outwards = torch.where(best.isfinite(), eps * (1 + factor), boundary)
             eps = torch.where(success, inwards, outwards).clamp(min=0).minimum(whole)
             # Where the gradient is nothing, nothing is learnt; the length of the others does not depend on the norm.
             length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
-            step_now = gradient * per_image(_falling(step, steps, step_size, step_size / 100) / length, current)
+            step_now = gradient * per_image(_falling(step, steps, first, first / 100) / length, current)
             current = problem.ball.within(eps).confine(current + step_now)
         problem.evaluate(current)
-        if norm != "l0":
+        if norm == "l0":
+            _restore(problem)
+        else:
             problem.shorten()
 
-    return _seek(attack, classifier, images, labels, norm, goal, region, batch_size, precision, start)
+    by: Measure = "margin" if norm == "l0" else "cross_entropy"
+    return _seek(attack, classifier, images, labels, norm, goal, by, region, batch_size, precision, start)
 
 
 def sigma_zero(
@@ -165,8 +175,21 @@ def sigma_zero(
             change = change * (_by_channel(change.abs(), change, largest=True) >= per_image(limit, change))
             change = problem.ball.confine(images + change) - images
         problem.evaluate(images + change)
+        _restore(problem)
 
-    return _seek(attack, classifier, images, labels, "l0", goal, region, batch_size, precision)
+    return _seek(attack, classifier, images, labels, "l0", goal, "margin", region, batch_size, precision)
+
+
+def _restore(problem: Problem, steps: int = 10) -> None:
+    """Put back pixels of the best candidates, one at a time and the least changed first, where the attack does not need them."""
+    best, _ = problem.best()
+    tried = torch.zeros_like(by_pixel(best)[:, :, 0], dtype=torch.bool)
+    for _ in range(steps):
+        change = by_pixel(best - problem.images).abs().sum(2)
+        least, place = change.masked_fill(tried | (change == 0), torch.inf).min(1, keepdim=True)
+        without = torch.where(spread(torch.zeros_like(tried).scatter(1, place, True), best), problem.images, best)
+        success = problem.evaluate(without).success & least.isfinite().squeeze(1)
+        best, tried = torch.where(per_image(success, best), without, best), tried.scatter(1, place, True)
 
 
 def _by_channel(values: Tensor, images: Tensor, largest: bool = False) -> Tensor:
@@ -193,21 +216,24 @@ def _seek(
     labels: Tensor,
     norm: str,
     goal: Goal | None,
+    by: Measure,
     region: Tensor | None,
     batch_size: int,
     precision: GradientPrecision,
     start: Tensor | None = None,
+    seed: int = 0,
 ) -> AttackResult:
     return drive(
         attack,
         classifier,
         images,
         labels,
-        goal=replace(goal or Evade(), by="margin"),
+        goal=replace(goal or Evade(), by=by),
         norm=norm,
         eps=None,
         region=region,
         batch_size=batch_size,
         precision=precision,
         start=start,
+        seed=seed,
     )

@@ -42,6 +42,10 @@ class Ball(ABC):
     def size(delta: Tensor) -> Tensor:
         """Size of each change (N, ...) in this norm, in float64: (N,)."""
 
+    def radius(self, delta: Tensor) -> Tensor:
+        """The smallest eps that allows each change (N, ...) inside the region: (N,) float64. Its size, but where the region scales eps."""
+        return self.size(delta)
+
     @abstractmethod
     def confine(self, images: Tensor) -> Tensor:
         """Give the allowed images nearest to these: (N, ...)."""
@@ -113,6 +117,11 @@ class Linf(Ball):
     def size(delta: Tensor) -> Tensor:
         """Size (N,) of each change: its largest absolute pixel."""
         return delta.double().flatten(1).abs().amax(1)
+
+    def radius(self, delta: Tensor) -> Tensor:
+        """The largest absolute pixel, each divided by the region there."""
+        delta = delta.double()
+        return self.size(delta if self.region is None else torch.where(self.region > 0, delta / self.region.double(), 0))
 
     def confine(self, images: Tensor) -> Tensor:
         """Clamp each pixel."""
@@ -241,7 +250,7 @@ class L0(Ball):
         delta = delta if self.region is None else delta * self.region
         changes = by_pixel(delta).square().sum(2)
         kept = self._allowed(changes) & (changes > 0)
-        return torch.where(_spread(kept, delta), images.clamp(0, 1) if self.region is None else self.clean + delta, self.clean).clamp(0, 1)
+        return torch.where(spread(kept, delta), images.clamp(0, 1) if self.region is None else self.clean + delta, self.clean).clamp(0, 1)
 
     def ascent(self, gradient: Tensor, images: Tensor | None = None) -> Tensor:
         """Give the gradient at Euclidean length 1: any change of one pixel has size 1, so that size says nothing of a step."""
@@ -253,7 +262,7 @@ class L0(Ball):
         order = by_pixel(seeds.uniform(keys, self.clean.shape[1:], seed, "pixels", *names).to(self.clean)).sum(2)
         if self.region is not None:
             order = order.masked_fill(~by_pixel(self.region > 0).any(2), -1)
-        return self.confine(torch.where(_spread(self._allowed(order), draws), draws, self.clean))
+        return self.confine(torch.where(spread(self._allowed(order), draws), draws, self.clean))
 
     def _allowed(self, order: Tensor) -> Tensor:
         """Flag as many pixels (N, pixels) as may change: the first in that order, from the largest."""
@@ -266,7 +275,7 @@ def by_pixel(values: Tensor) -> Tensor:
     return values.flatten(2).transpose(1, 2) if values.ndim > 2 else values[:, :, None]
 
 
-def _spread(flags: Tensor, images: Tensor) -> Tensor:
+def spread(flags: Tensor, images: Tensor) -> Tensor:
     """Flags (N, pixels), to broadcast against images (N, C, H, W) or vectors (N, F)."""
     return flags.reshape(len(flags), 1, *images.shape[2:]) if images.ndim > 2 else flags
 

@@ -62,7 +62,7 @@ def strongest(
       score-based square with `queries`, which sees what gradients hide;
     - l1: pgd by margin and by cross-entropy from random starts, fmn;
     - l0: sigma_zero, fmn, pgd.
-    With no eps: l2 ddn, fmn and carlini_l2; linf and l1 fmn with short and long steps; l0 sigma_zero and fmn. An attack that seeks the
+    With no eps: l2 ddn, fmn and carlini_l2; linf and l1 fmn with long and short steps; l0 sigma_zero and fmn. An attack that seeks the
     smallest change breaks an image if that is within eps. A classifier without gradients meets only square.
 
     Args:
@@ -112,11 +112,11 @@ def _ensemble(
             raise DemurError("the classifier gives no gradient: only linf and l2, with an eps, can be attacked by its scores (square).")
         return [_Part("square", search)]
     fast = partial(fmn, norm=norm, steps=2 * steps, **common)
-    decoupled = _Part("ddn", partial(ddn, steps=2 * steps, **common), takes_eps=False)
+    decoupled = _Part("ddn", partial(ddn, steps=2 * steps, seed=seed, **common), takes_eps=False)
     walk = _Part("fmn", fast, takes_eps=False)
     fewest = _Part("sigma_zero", partial(sigma_zero, steps=10 * steps, **common), takes_eps=False)
     if not bounded:
-        wide = _Part("fmn, long steps", partial(fast, step_size=10.0), takes_eps=False)
+        wide = _Part("fmn, other steps", partial(fast, step_size=1.0 if norm == "linf" else 10.0), takes_eps=False)
         wagner = _Part("carlini_l2", partial(carlini_l2, steps=10 * steps, **common), takes_eps=False)
         return {"l2": [decoupled, walk, wagner], "linf": [walk, wide], "l1": [walk, wide], "l0": [fewest, walk]}[norm]
     climb = partial(pgd, norm=norm, seed=seed, **common)
