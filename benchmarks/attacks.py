@@ -1,7 +1,8 @@
 """How strong and how fast the attacks are, beside other libraries' at the same budget, on the rejection paper's MNIST network.
 
-    pip install -e '.[peers]' adv-lib
-    python benchmarks/attacks.py [--data-root DIR] [--images 256] [--steps 100] [--only carlini,smallest,pgd,first] [--device cpu]
+    pip install -e '.[peers]'
+    pip install 'setuptools<81' && pip install --no-build-isolation adv-lib  # whose dependency visdom needs an older setuptools
+    python benchmarks/attacks.py [--data-root DIR] [--images 256] [--steps 100] [--only pgd,first,smallest,carlini] [--device cpu]
 
 All in one process and one run: same network (trained here for 4 epochs, or read from --network), same test images, same number
 of gradients. Whatever a library returns is judged by demur, in float32, at the distance that it really has. Prints tables in
@@ -62,6 +63,8 @@ class Counted(nn.Module):
 class Table:
     """Prints a line as soon as it is measured."""
 
+    without: tuple[str, ...] = ()
+
     def __init__(self, title: str, classifier: Classifier, images: Tensor, labels: Tensor, norm: str) -> None:
         print(
             f"\n### {title}\n\n| attack | success % | median distance | mean distance | forwards | seconds |\n|---|---|---|---|---|---|",
@@ -78,21 +81,21 @@ class Table:
 
     def ours(self, name: str, attack: Callable[..., AttackResult]) -> None:
         """Run one of demur's attacks."""
-        start = time.perf_counter()
+        start = _clock(self.images)
         result = attack(self.classifier, self.images, self.labels)
-        seconds = time.perf_counter() - start
+        seconds = _clock(self.images) - start
         self.line(f"**{name}**", result.images, seconds, float(result.forwards.double().mean()))
 
     def theirs(self, name: str, package: str, attack: Theirs) -> None:
         """Run a peer's attack."""
-        if find_spec(package) is None:
-            print(f"| {name} | not installed | | | | |", flush=True)
+        if find_spec(package) is None or package in self.without:
+            print(f"| {name} | {'left out' if package in self.without else 'not installed'} | | | | |", flush=True)
             return
         self.classifier.eval()  # a peer may have left it in training mode
         counted = Counted(self.classifier)
-        start = time.perf_counter()
+        start = _clock(self.images)
         attacked = attack(Classifier(counted, 10).eval(), self.images, self.labels).detach()
-        seconds = time.perf_counter() - start
+        seconds = _clock(self.images) - start
         self.line(name, attacked, seconds, counted.images / len(self.images))
 
 
@@ -147,9 +150,7 @@ def carlini(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, 
     def by_adv_lib(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         from adv_lib.attacks import carlini_wagner_l2
 
-        return torch.as_tensor(
-            carlini_wagner_l2(classifier, images, labels, num_classes=10, max_iterations=steps, num_binary_search_steps=9)
-        )
+        return torch.as_tensor(carlini_wagner_l2(classifier, images, labels, max_iterations=steps, binary_search_steps=9))
 
     def by_art(estimator: object) -> object:
         from art.attacks.evasion import CarliniL2Method
@@ -202,14 +203,14 @@ def pgd(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, batc
     table = Table(f"PGD, {steps} steps, nothing found on the way", classifier, images, labels, "linf")
 
     def bare(half: bool) -> None:
-        start = time.perf_counter()
+        start = _clock(images)
         with tuned(), torch.autocast(images.device.type, torch.bfloat16, enabled=half):
             for part, target in pairs(images, labels, batch):
                 given = part.contiguous(memory_format=torch.channels_last) if half else part
                 for _ in range(steps):
                     given = given.detach().requires_grad_()
                     torch.autograd.grad(nn.functional.cross_entropy(classifier(given).float(), target, reduction="sum"), given)
-        table.line(f"the bare passes, {'bfloat16' if half else 'float32'}", images, time.perf_counter() - start, steps)
+        table.line(f"the bare passes, {'bfloat16' if half else 'float32'}", images, _clock(images) - start, steps)
 
     for parameter in classifier.parameters():
         parameter.requires_grad_(False)
@@ -258,6 +259,13 @@ def first(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, ba
     table.theirs("foolbox, PGD", "foolbox", in_batches(foolbox_attack(by_foolbox, eps), batch))
 
 
+def _clock(images: Tensor) -> float:
+    """Seconds, when all that was asked for is done."""
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter()
+
+
 def _precisions(images: Tensor) -> list[GradientPrecision]:
     return ["bfloat16", "float32"] if has_fast_bfloat16(images.device) else ["float32"]
 
@@ -272,7 +280,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--network", type=Path, help="file to keep the trained network in")
     parser.add_argument("--only", default="pgd,first,smallest,carlini")
+    parser.add_argument("--without", default="", help="packages to leave out: adv_lib,foolbox,torchattacks,art")
     given = parser.parse_args()
+    Table.without = tuple(given.without.split(","))
     classifier, test = network(given.data_root, given.network, given.device)
     images, labels = test.floats()[: given.images].to(given.device), test.labels[: given.images].to(given.device)
     clean = 100 * float((outcomes(classifier, images, labels) == Outcome.CORRECT).float().mean())

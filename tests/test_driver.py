@@ -102,8 +102,8 @@ def problems(draw):
     region = None
     if draw(st.booleans()):
         region = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(seed))
-        norm, _, bounded = ATTACKS[name]
-        region = region * (region > 0.4) if norm == "linf" and bounded else (region > 0.4).float()
+        fraction = ATTACKS[name][0] == "linf" and name != "carlini_linf"  # whose tau is one number for all pixels
+        region = region * (region > 0.4) if fraction else (region > 0.4).float()
     return name, classifier, images, labels, goal, eps, region
 
 
@@ -126,7 +126,9 @@ def test_whatever_is_attacked_the_result_is_allowed_and_what_is_found_succeeds(p
             assert bool((sizes(images, changed)[norm] <= eps * (1 + 1e-6)).all())
         if eps == 0:
             assert torch.equal(changed, images)
-    assert torch.allclose(result.distance[result.found], sizes(images, result.images)[norm][result.found])
+    change = result.images.double() - images.double()
+    scaled = torch.where(where > 0, change / where, 0) if norm == "linf" else change  # eps times the region is what a pixel may move
+    assert torch.allclose(result.distance[result.found], sizes(torch.zeros_like(scaled), scaled)[norm][result.found])
     assert bool(torch.isinf(result.distance[~result.found]).all())
     succeeded = goal.success(classifier.scores(result.images), labels, CLASSES)
     assert torch.equal(succeeded, result.found)
@@ -330,3 +332,41 @@ def test_progress_is_reported():
     with reporting(listening):
         fgs(linear(2, 64, 2), images_of(5), torch.zeros(5, dtype=torch.int64), eps=0.1, batch_size=2)
     assert listening.done == 5
+
+
+def test_the_callers_autocast_decides_nothing_and_the_weights_come_back_as_they_lay():
+    """R2: what is reported is float32's, whoever calls."""
+    classifier, images = convolutional(4).eval(), images_of(6)
+    labels = classifier.predict(images)
+    scores, plain = classifier.scores(images), fmn(classifier, images, labels, steps=20, precision="float32")
+    strides = [parameter.stride() for parameter in classifier.parameters()]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(classifier.scores(images), scores)
+        again = fmn(classifier, images, labels, steps=20, precision="float32")
+    assert torch.equal(again.images, plain.images) and torch.equal(again.found, plain.found)
+    assert [parameter.stride() for parameter in classifier.parameters()] == strides
+
+
+class _Ledge(nn.Module):
+    """Class 1 far enough from grey, and flat around it."""
+
+    def forward(self, images):
+        far = ((images - 0.5).flatten(1).square().sum(1) - 0.1).clamp(min=0) - 0.2
+        return torch.stack([torch.zeros_like(far), far], 1)
+
+
+def test_ddn_steps_at_random_where_there_is_no_gradient():
+    """R14: a flat start hides nothing from it."""
+    classifier, images = Classifier(_Ledge(), 2), torch.full((3, 1, 4, 4), 0.5)
+    result = ddn(classifier, images, torch.zeros(3, dtype=torch.int64), steps=100)
+    assert result.found.all() and bool((result.flat > 0).all())
+    assert float(result.distance.max()) <= 1.05 * 0.3**0.5
+
+
+def test_what_strongest_would_send_comes_at_least_as_close_as_what_its_first_attack_would():
+    """R5: among failures the closest is kept."""
+    classifier, images = convolutional(5, outputs=6).eval(), images_of(12)
+    labels = classifier.scores(images)[:, :5].argmax(1)
+    first, best = (attack(classifier, images, labels, eps=0.02) for attack in (partial(pgd, steps=10), partial(strongest, queries=50)))
+    margins = [Evade().margin(classifier.scores(result.attempts), labels, 5) for result in (first, best)]
+    assert not best.found.all() and bool((margins[1] >= margins[0] - 1e-6)[~best.found].all())

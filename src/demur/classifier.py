@@ -69,7 +69,7 @@ class Classifier(nn.Module):
         """
         check_images(images)
         device = device_of(self, images.device)
-        with evaluating(self), tuned():
+        with evaluating(self), tuned(), torch.autocast(device.type, enabled=False):
             scores = torch.cat([self(batch.to(device)).float().to(images.device) for batch in torch.split(images, batch_size)])
         if not bool(torch.isfinite(scores).all()):
             bad = int((~torch.isfinite(scores)).any(dim=1).sum())

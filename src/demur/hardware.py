@@ -37,11 +37,10 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def tuned() -> Iterator[None]:
-    """Inside: denormal floats count as zero, big buffers stay with the process, and float32 is float32, and repeatable.
+    """Inside: denormal floats count as zero, big buffers stay with the process, and a GPU's float32 is float32, and repeatable.
 
     Adadelta's accumulators and saturated softmaxes decay into denormals, on which x86 is some hundred times slower. By
-    default a GPU rounds float32 convolutions to TF32, and a caller's own autocast would round everything, which would decide what
-    is reported; bfloat16 is asked for where it serves.
+    default a GPU rounds float32 convolutions to TF32, which would decide what is reported; bfloat16 is asked for where it serves.
     """
     keep_buffers()
     was_flushing, cudnn, matmul = _flushes_denormals(), torch.backends.cudnn, torch.backends.cuda.matmul
@@ -49,8 +48,7 @@ def tuned() -> Iterator[None]:
     torch.set_flush_denormal(True)
     cudnn.allow_tf32, cudnn.deterministic, matmul.allow_tf32 = False, True, False
     try:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
+        yield
     finally:
         torch.set_flush_denormal(was_flushing)
         cudnn.allow_tf32, cudnn.deterministic, matmul.allow_tf32 = before

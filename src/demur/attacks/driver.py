@@ -310,7 +310,8 @@ def drive(
         there = labels[here].to(device, torch.int64)
         return Problem(classifier, goal.select(here), ball, there, begin, rows, book, (seed, restart), half)
 
-    with tuned(), frozen(classifier), torch.random.fork_rng(), job("attack", restarts * len(images)) as progress:
+    float32, forked = torch.autocast(device.type, enabled=False), torch.random.fork_rng()  # whatever the caller has switched on
+    with tuned(), frozen(classifier), float32, forked, job("attack", restarts * len(images)) as progress:
         torch.manual_seed(seeds.derive(seed, "classifier"))  # for what a randomised classifier draws
         with _channels_last(classifier):
             if book.smallest:

@@ -20,6 +20,7 @@ from demur.attacks.regions import check_region
 from demur.attacks.square import square
 from demur.classifier import Classifier, check_classifier, check_images, check_labels, device_of
 from demur.errors import DemurError, unknown
+from demur.hardware import tuned
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,6 +80,7 @@ def strongest(
     limits = None if eps is None else check_eps(eps, len(images)).to(images.device)
     common = {"batch_size": batch_size, "precision": precision}
     best: AttackResult | None = None
+    margins = torch.zeros(len(images))
     by = [""] * len(images)
     parts = _ensemble(norm, limits is not None, _has_gradient(classifier, images), steps, targets, queries, seed, common)
     if images.ndim != 4 and len(parts) > 1:  # vectors have no squares
@@ -94,7 +96,12 @@ def strongest(
         found = part.attack(classifier, images[left], labels[left], goal=replace(goal.select(left), by=part.by), region=here, **options)
         if limits is not None and not part.takes_eps:
             found = _within(found, BALLS[norm](images[left], limits[left], here), images[left])
-        best, better = (found, found.found) if best is None else _merge(best, found, left)
+        reach = _margins(classifier, goal.select(left), found.attempts, labels[left], batch_size)
+        if best is None:
+            best, better, margins = found, found.found, reach
+        else:
+            best, better = _merge(best, found, left, reach > margins[left])
+            margins[left] = margins[left].maximum(reach)
         for place in left[better].tolist():
             by[place] = part.name
     assert best is not None
@@ -150,13 +157,25 @@ def _within(result: AttackResult, ball: Ball, clean: Tensor) -> AttackResult:
     return replace(result, images=images, attempts=images, found=inside, distance=torch.where(inside, result.distance, torch.inf))
 
 
-def _merge(best: AttackResult, found: AttackResult, rows: Tensor) -> tuple[AttackResult, Tensor]:
-    """Put what was found on the images of `rows` into the best so far; tell where it is better (len(rows),)."""
+@torch.no_grad()
+def _margins(classifier: Classifier, goal: Goal, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """By how much the best wanted column wins on each image (N,): which of several failures came closest. Not an attacker's pass."""
+    device, margins = device_of(classifier, images.device), []
+    with frozen(classifier), tuned(), torch.autocast(device.type, enabled=False):
+        for rows in torch.split(torch.arange(len(images), device=images.device), batch_size):
+            scores = classifier(images[rows].to(device))
+            margins.append(goal.select(rows).margin(scores, labels[rows].to(device, torch.int64), classifier.num_classes))
+    return torch.cat(margins).to(images.device).nan_to_num(nan=-torch.inf)
+
+
+def _merge(best: AttackResult, found: AttackResult, rows: Tensor, closer: Tensor) -> tuple[AttackResult, Tensor]:
+    """Put what was found on the images of `rows` into the best so far, and the failures that came `closer`; tell what is better."""
     better = found.found & (found.distance < best.distance[rows])
-    index = rows[better]
     merged = {field.name: getattr(best, field.name).clone() for field in fields(AttackResult)}
-    for name in ("images", "attempts", "found", "distance"):
-        merged[name][index] = getattr(found, name)[better]
+    for name in ("images", "found", "distance"):
+        merged[name][rows[better]] = getattr(found, name)[better]
+    sent = better | (closer & ~best.found[rows])
+    merged["attempts"][rows[sent]] = found.attempts[sent]
     for name in ("forwards", "backwards", "flat"):
         merged[name][rows] += getattr(found, name)
     return AttackResult(**merged), better

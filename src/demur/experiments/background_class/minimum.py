@@ -47,7 +47,7 @@ def carlini_cell(settings: CarliniProfile, model: Trained, attacker: str, images
 
     def compute(_: Path) -> Computed:
         clean, labels = images.floats(), images.labels
-        others = torch.randint(1, images.num_classes, labels.shape, generator=seeds.generator(seed, "targets"))
+        others = 1 + (seeds.uniform(seeds.image_keys(clean), (), seed, "targets") * (images.num_classes - 1)).long()
         goal: Goal = Evade() if attacker == NEAREST else Target((labels + others) % images.num_classes)
         whole = model.classifier
         seen = Classifier(_KeysOnly(whole), whole.num_classes) if attacker == UNAWARE else whole
