@@ -286,7 +286,7 @@ def test_the_ensemble_takes_vectors_of_which_some_withstand():
     classifier, vectors = linear(3, 12, 3), torch.rand(8, 12, generator=torch.Generator().manual_seed(0))
     labels = classifier.predict(vectors)
     result = strongest(classifier, vectors, labels, eps=0.05, steps=10)
-    assert not result.found.all() and set(result.by) <= {"", "pgd, 10 steps", "apgd", "apgd, cross-entropy", "apgd, targeted", "fmn"}
+    assert not result.found.all() and set(result.by) <= {"", "fgs", "pgd, 10 steps", "apgd", "apgd, cross-entropy", "apgd, targeted", "fmn"}
 
 
 def test_bfloat16_gradients_never_decide_what_is_reported():

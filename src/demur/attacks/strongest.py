@@ -58,7 +58,7 @@ def strongest(
 ) -> Strongest:
     """Attack with one attack after the other, each on the images that are still unbroken; with no eps, keep the smallest change of all.
 
-    With eps, in this order: pgd in 10 steps (most images of an undefended model fall here); then
+    With eps, in this order: one step of eps and pgd in 10 steps (most images of an undefended model fall here); then
     - linf, l2: apgd by margin, apgd by cross-entropy, apgd towards each of the `targets` best wanted classes, fmn (l2: ddn), and the
       score-based square with `queries`, which sees what gradients hide;
     - l1: pgd by margin and by cross-entropy from random starts, fmn;
@@ -80,7 +80,7 @@ def strongest(
     limits = None if eps is None else check_eps(eps, len(images)).to(images.device)
     common = {"batch_size": batch_size, "precision": precision}
     best: AttackResult | None = None
-    margins = torch.zeros(len(images))
+    margins = torch.zeros(0)
     by = [""] * len(images)
     parts = _ensemble(norm, limits is not None, _has_gradient(classifier, images), steps, targets, queries, seed, common)
     if images.ndim != 4 and len(parts) > 1:  # vectors have no squares
@@ -96,7 +96,7 @@ def strongest(
         found = part.attack(classifier, images[left], labels[left], goal=replace(goal.select(left), by=part.by), region=here, **options)
         if limits is not None and not part.takes_eps:
             found = _within(found, BALLS[norm](images[left], limits[left], here), images[left])
-        reach = _margins(classifier, goal.select(left), found.attempts, labels[left], batch_size)
+        reach = _margins(classifier, goal.select(left), found, labels[left], batch_size)
         if best is None:
             best, better, margins = found, found.found, reach
         else:
@@ -127,14 +127,15 @@ def _ensemble(
         wagner = _Part("carlini_l2", partial(carlini_l2, steps=10 * steps, **common), takes_eps=False)
         return {"l2": [decoupled, walk, wagner], "linf": [walk, wide], "l1": [walk, wide], "l0": [fewest, walk]}[norm]
     climb = partial(pgd, norm=norm, seed=seed, **common)
-    quick = _Part("pgd, 10 steps", partial(climb, steps=10))
+    leap, quick = _Part("fgs", partial(climb, steps=1)), _Part("pgd, 10 steps", partial(climb, steps=10))
     random = partial(climb, steps=steps, random_start=True, restarts=2)
     if norm == "l1":
-        return [quick, _Part("pgd", random), _Part("pgd, cross-entropy", random, "cross_entropy"), walk]
+        return [leap, quick, _Part("pgd", random), _Part("pgd, cross-entropy", random, "cross_entropy"), walk]
     if norm == "l0":
-        return [quick, fewest, walk, _Part("pgd", random)]
+        return [leap, quick, fewest, walk, _Part("pgd", random)]
     auto = partial(apgd, norm=norm, steps=steps, seed=seed, **common)
     return [
+        leap,
         quick,
         _Part("apgd", auto),
         _Part("apgd, cross-entropy", auto, "cross_entropy"),
@@ -158,14 +159,18 @@ def _within(result: AttackResult, ball: Ball, clean: Tensor) -> AttackResult:
 
 
 @torch.no_grad()
-def _margins(classifier: Classifier, goal: Goal, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
-    """By how much the best wanted column wins on each image (N,): which of several failures came closest. Not an attacker's pass."""
-    device, margins = device_of(classifier, images.device), []
+def _margins(classifier: Classifier, goal: Goal, result: AttackResult, labels: Tensor, batch_size: int) -> Tensor:
+    """By how much the best wanted column wins on what failed (N,): which of several failures came closest. Not an attacker's pass."""
+    device, images = device_of(classifier, labels.device), result.attempts
+    margins = torch.full((len(images),), torch.inf, device=images.device)
     with frozen(classifier), tuned(), torch.autocast(device.type, enabled=False):
-        for rows in torch.split(torch.arange(len(images), device=images.device), batch_size):
+        for rows in torch.split((~result.found).nonzero().flatten(), batch_size):
+            if not len(rows):
+                break
             scores = classifier(images[rows].to(device))
-            margins.append(goal.select(rows).margin(scores, labels[rows].to(device, torch.int64), classifier.num_classes))
-    return torch.cat(margins).to(images.device).nan_to_num(nan=-torch.inf)
+            reach = goal.select(rows).margin(scores, labels[rows].to(device, torch.int64), classifier.num_classes)
+            margins[rows] = reach.to(margins).nan_to_num(nan=-torch.inf)
+    return margins
 
 
 def _merge(best: AttackResult, found: AttackResult, rows: Tensor, closer: Tensor) -> tuple[AttackResult, Tensor]:
