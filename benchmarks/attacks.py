@@ -245,7 +245,7 @@ def first(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, ba
     table = Table(f"Evaluation at Linf {eps:g}", classifier, images, labels, "linf")
     table.ours("demur, strongest", partial(attacks.strongest, eps=eps, batch_size=batch))
 
-    def by_torchattacks(classifier: Classifier, images: Tensor, labels: Tensor, eps: float = eps) -> Tensor:
+    def by_torchattacks(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         from torchattacks import AutoAttack
 
         return torch.as_tensor(AutoAttack(classifier, eps=eps, n_classes=10)(images, labels))
@@ -257,10 +257,9 @@ def first(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, ba
 
     table.theirs("torchattacks, AutoAttack", "torchattacks", by_torchattacks)
     table.theirs("foolbox, PGD", "foolbox", in_batches(foolbox_attack(by_foolbox, eps), batch))
-    table = Table("Evaluation at Linf 0.1, which some images withstand", classifier, images, labels, "linf")
+    table = Table(f"APGD, Linf 0.1, {steps} steps, which some images withstand", classifier, images, labels, "linf")
     for precision in _precisions(images):
-        table.ours(f"demur, strongest, {precision}", partial(attacks.strongest, eps=0.1, precision=precision, batch_size=batch))
-    table.theirs("torchattacks, AutoAttack", "torchattacks", partial(by_torchattacks, eps=0.1))
+        table.ours(f"demur, {precision}", partial(attacks.apgd, eps=0.1, steps=steps, precision=precision, batch_size=batch))
 
 
 def _clock(images: Tensor) -> float:

@@ -1,5 +1,6 @@
 """Defences: classifiers that are trained or wrapped to withstand attack. Each is differentiable end to end, and attacked whole."""
 
 from demur.defenses.background_class import BackgroundClass
+from demur.defenses.neural_rejection import DeepNeuralRejection, NeuralRejection
 
-__all__ = ["BackgroundClass"]
+__all__ = ["BackgroundClass", "DeepNeuralRejection", "NeuralRejection"]
