@@ -57,7 +57,7 @@ def carlini_cell(settings: CarliniProfile, model: Trained, attacker: str, images
         return values, tensors
 
     config = {
-        "cell": "carlini",
+        "cell": "carlini, 2",  # the second way of searching, since the constant of a linear classifier begins it
         "model": model.key,
         "attacker": attacker,
         "settings": settings.model_dump(),
