@@ -196,16 +196,16 @@ class DeepNeuralRejection(Classifier):
         self.rejecting.threshold.fill_(self.threshold_)
         self.false_rejection_ = None if best is None else float((best < self.rejecting.threshold.to(best)).float().mean())
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write network, machines and threshold as safetensors."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         combiner = self.rejecting.combiner
         machines = self.rejecting.each() + ([] if combiner is None else [combiner])
         gammas = ",".join(repr(machine.gamma) for machine in machines)
-        with replacing(path) as partial:
+        with replacing(Path(path)) as partial:
             save_file(tensors, partial, {"gammas": gammas, "layers": ",".join(self.rejecting.taps.layers), "kind": self.rejecting.kind})
 
-    def load(self, path: Path) -> Self:
+    def load(self, path: Path | str) -> Self:
         """Read what `save` wrote into an object made with the same network, layers and scores. Raises: DemurError if it does not fit."""
         rejecting = self.rejecting
         try:
