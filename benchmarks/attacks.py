@@ -2,7 +2,7 @@
 
     pip install -e '.[peers]'
     pip install 'setuptools<81' && pip install --no-build-isolation adv-lib  # whose dependency visdom needs an older setuptools
-    python benchmarks/attacks.py [--data-root DIR] [--images 256] [--steps 100] [--only pgd,first,smallest,carlini] [--device cpu]
+    python benchmarks/attacks.py [--data-root DIR] [--images 256] [--steps 100] [--only pgd,first,smallest,carlini,precision] [--device cpu]
 
 All in one process and one run: same network (trained here for 4 epochs, or read from --network), same test images, same number
 of gradients. Whatever a library returns is judged by demur, in float32, at the distance that it really has. Prints tables in
@@ -257,9 +257,17 @@ def first(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, ba
 
     table.theirs("torchattacks, AutoAttack", "torchattacks", by_torchattacks)
     table.theirs("foolbox, PGD", "foolbox", in_batches(foolbox_attack(by_foolbox, eps), batch))
+
+
+def precision(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, batch: int) -> None:
+    """Whether gradients in bfloat16 find what float32's do, where some images withstand."""
     table = Table(f"APGD, Linf 0.1, {steps} steps, which some images withstand", classifier, images, labels, "linf")
-    for precision in _precisions(images):
-        table.ours(f"demur, {precision}", partial(attacks.apgd, eps=0.1, steps=steps, precision=precision, batch_size=batch))
+    for kind in _precisions(images):
+        table.ours(f"demur, {kind}", partial(attacks.apgd, eps=0.1, steps=steps, precision=kind, batch_size=batch))
+    table = Table("The ensemble, Linf 0.1, 40 steps, 3 targets, 100 queries", classifier, images, labels, "linf")
+    for kind in _precisions(images):
+        whole = partial(attacks.strongest, eps=0.1, steps=40, targets=3, queries=100, precision=kind)
+        table.ours(f"demur, {kind}", partial(whole, batch_size=batch))
 
 
 def _clock(images: Tensor) -> float:
@@ -292,7 +300,7 @@ def main() -> None:
     print(
         f"{test.name}, {len(images)} images, {clean:.1f} % correct when clean, batches of {given.batch}, {torch.get_num_threads()} threads"
     )
-    parts = {"pgd": pgd, "first": first, "smallest": smallest, "carlini": carlini}
+    parts = {"pgd": pgd, "first": first, "smallest": smallest, "carlini": carlini, "precision": precision}
     for name in given.only.split(","):
         parts[name](classifier, images, labels, given.steps, given.batch)
 
