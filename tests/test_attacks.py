@@ -425,3 +425,22 @@ def test_a_result_prints_as_one_line():
     result = pgd(linear(3, 64, 3), images_of(3), torch.tensor([0, 1, 2]), eps=0.1)
     assert len(repr(result).splitlines()) == 1 and "of 3 found" in repr(result)
     assert replace(result).found is result.found
+
+
+def test_a_stand_in_with_weights_works_inside_a_network_in_half_precision():
+    """The backward pass meets what the forward pass met, autocast and all."""
+    inner = torch.nn.Conv2d(2, 2, 3, padding=1)
+    part = StraightThrough(lambda images: inner(images.round(decimals=1)), inner)
+    classifier = Classifier(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), part, torch.nn.Flatten(), torch.nn.Linear(72, 3)), 3)
+    images = images_of(4)
+    result = pgd(classifier, images, classifier.predict(images), eps=0.5, steps=10, precision="bfloat16")
+    assert int(result.flat.sum()) == 0
+
+
+def test_carlini_begins_within_reach_where_a_softmax_saturates():
+    """A constant that is right for a linear margin is of no use where there is hardly a gradient."""
+    plain, images = linear(3, 64, 3), images_of(6)
+    soft = Classifier(torch.nn.Sequential(plain.module, torch.nn.Softmax(1)), 3)
+    labels = plain.predict(images)
+    result = carlini_l2(soft, images, labels, steps=300, precision="float32")
+    assert float(result.found.float().mean()) >= 0.5

@@ -370,3 +370,50 @@ def test_what_strongest_would_send_comes_at_least_as_close_as_what_its_first_att
     first, best = (attack(classifier, images, labels, eps=0.02) for attack in (partial(pgd, steps=10), partial(strongest, queries=50)))
     margins = [Evade().margin(classifier.scores(result.attempts), labels, 5) for result in (first, best)]
     assert not best.found.all() and bool((margins[1] >= margins[0] - 1e-6)[~best.found].all())
+
+
+class _Behind(nn.Module):
+    """Class 1 needs a pixel of the left half far from grey, and is flat there; the right half always has a gradient."""
+
+    def forward(self, images):
+        far = ((images[..., :2] - 0.5).flatten(1).square().sum(1) - 0.1).clamp(min=0) - 0.2
+        return torch.stack([0.1 * images[..., 2:].flatten(1).sum(1), far + 0.1 * 4], 1)
+
+
+def test_a_gradient_outside_the_region_is_none():
+    """R14: what cannot be used does not hide that the attack is blind."""
+    classifier, images = Classifier(_Behind(), 2), torch.full((3, 1, 4, 4), 0.5)
+    region = torch.zeros(1, 1, 4, 4)
+    region[..., :2] = 1
+    result = ddn(classifier, images, torch.zeros(3, dtype=torch.int64), steps=100, region=region)
+    assert bool((result.flat > 0).all()) and result.found.all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c, x, y: ddn(c, x, y, goal="evade"), "a goal is"),
+        (lambda c, x, y: carlini_l2(c, x, y, goal=Evade), "a goal is"),
+        (lambda c, x, y: pgd(c, x, y, eps=None), "needs an eps"),
+        (lambda c, x, y: pgd(c, x, y, eps=0.1, norm=2), "unknown norm"),
+        (lambda c, x, y: carlini_linf(c, x, y, region=torch.full((8, 8), 0.5)), "0 and 1"),
+    ],
+)
+def test_what_a_newcomer_gets_wrong_is_said(call, message):
+    classifier, images = convolutional(4), images_of(2)
+    with pytest.raises(DemurError, match=message):
+        call(classifier, images, classifier.predict(images))
+
+
+def test_checks_leave_the_callers_random_state_alone():
+    """R10: with a classifier that draws."""
+
+    class Noisy(nn.Module):
+        def forward(self, images):
+            return images.flatten(1)[:, :3] + 0.01 * torch.randn(len(images), 3)
+
+    classifier, images = Classifier(Noisy(), 3), images_of(4)
+    state = torch.random.get_rng_state()
+    results = [strongest(classifier, images, torch.zeros(4, dtype=torch.int64), eps=0.01, steps=3, targets=1, queries=5) for _ in range(2)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(results[0].attempts, results[1].attempts)

@@ -11,6 +11,6 @@ class DemurError(ValueError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> DemurError:
     """Make the error for a name that is not among the known ones, offering the nearest."""
     names = sorted(known)
-    near = get_close_matches(name.lower(), names, n=1, cutoff=0.4)
+    near = get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
     guess = f" Did you mean {near[0]!r}?" if near else ""
     return DemurError(f"unknown {kind} {name!r}.{guess} Known: {', '.join(names) or 'none'}.")

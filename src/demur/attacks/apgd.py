@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from demur.attacks.checks import limited
 from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
 from demur.attacks.goals import Evade, Goal
 from demur.attacks.norms import per_image
@@ -75,7 +76,7 @@ def apgd(
         labels,
         goal=replace(sought, by="margin") if targets else sought,
         norm=norm,
-        eps=eps,
+        eps=limited(eps),
         region=region,
         restarts=restarts,
         seed=seed,

@@ -18,14 +18,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from demur.attacks.checks import given_goal
 from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
-from demur.attacks.goals import Evade, Goal
+from demur.attacks.goals import Goal
 from demur.attacks.norms import by_pixel, per_image, spread
 from demur.classifier import Classifier
 from demur.errors import DemurError
 
 RECORDED = 10
 KNOWN = 0.05
+LARGEST_BEGIN = 100.0  # where softmax saturates there is hardly a gradient: what is linear there is far from the truth
 TANH_REACH = 0.99
 
 
@@ -125,7 +127,7 @@ def _linear_const(problem: Problem) -> Tensor:
     """The constant (n,) at which the minimum of a linear classifier with this margin and gradient reaches the boundary: 2 |m| / |g|^2."""
     seen = problem.differentiate(problem.images)
     slope = seen.gradient if problem.ball.region is None else seen.gradient * problem.ball.region
-    return (2 * (problem.goal.confidence - seen.loss) / slope.flatten(1).square().sum(1).clamp(min=1e-12)).clamp(1e-6, 1e6)
+    return (2 * (problem.goal.confidence - seen.loss) / slope.flatten(1).square().sum(1).clamp(min=1e-12)).clamp(1e-6, LARGEST_BEGIN)
 
 
 def _minimise_l2(problem: Problem, const: Tensor, variable: Tensor, steps: int, rate: float) -> tuple[Tensor, Tensor]:
@@ -195,6 +197,9 @@ def carlini_linf(
         return tau, tau < 1 / 256
 
     def attack(problem: Problem) -> None:
+        region = problem.ball.region
+        if region is not None and not bool(((region == 0) | (region == 1)).all()):
+            raise DemurError("carlini_linf takes a region of 0 and 1: its tau is one number for all pixels. fmn takes one that scales eps.")
         problem.unsolved()
         tau = torch.ones(len(problem.images), device=problem.images.device)
         _in_stages(problem.part(), tau, penalty, reached, lower, steps, learning_rate, initial_const, largest_const)
@@ -317,7 +322,7 @@ def _in_stages(
 
 
 def _sought(goal: Goal | None, confidence: float | None) -> Goal:
-    goal = goal or Evade()
+    goal = given_goal(goal)
     return replace(goal, by="margin", confidence=goal.confidence if confidence is None else confidence)
 
 

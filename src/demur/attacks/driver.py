@@ -153,8 +153,8 @@ class Problem:
             (gradient,) = torch.autograd.grad(loss.sum(), candidates, allow_unused=True)
             if gradient is None:
                 raise DemurError(NO_GRADIENT)
-        unusable = ~torch.isfinite(gradient)
-        gradient = gradient.masked_fill(unusable, 0).contiguous()
+        unusable, region = ~torch.isfinite(gradient), self.ball.region
+        gradient = gradient.masked_fill(unusable if region is None else unusable | (region == 0), 0).contiguous()
         flat = ~gradient.flatten(1).any(1) | unusable.flatten(1).any(1)
         self._count(forwards=1, backwards=1, flat=flat)
         candidates, scores, loss = candidates.detach(), scores.detach(), loss.detach()

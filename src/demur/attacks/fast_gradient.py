@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from demur.attacks.checks import limited
 from demur.attacks.driver import AttackResult, Problem, drive
 from demur.attacks.goals import Evade, Goal
 from demur.classifier import Classifier
@@ -60,4 +61,6 @@ def _one_step(
         reach = problem.ball.eps.reshape(-1, *[1] * (step.ndim - 1)).to(step)
         problem.evaluate(problem.ball.confine(problem.images + reach * step))
 
-    return drive(attack, classifier, images, labels, goal=goal or Evade(), norm=norm, eps=eps, region=region, batch_size=batch_size)
+    return drive(
+        attack, classifier, images, labels, goal=goal or Evade(), norm=norm, eps=limited(eps), region=region, batch_size=batch_size
+    )

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from demur.attacks.checks import given_goal
 from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
-from demur.attacks.goals import Evade, Goal, Measure
+from demur.attacks.goals import Goal, Measure
 from demur.attacks.norms import by_pixel, per_image, spread
 from demur.classifier import Classifier
 from demur.errors import DemurError
@@ -228,7 +229,7 @@ def _seek(
         classifier,
         images,
         labels,
-        goal=replace(goal or Evade(), by=by),
+        goal=replace(given_goal(goal), by=by),
         norm=norm,
         eps=None,
         region=region,

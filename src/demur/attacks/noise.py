@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from demur.attacks.checks import limited
 from demur.attacks.driver import AttackResult, Problem, drive
 from demur.attacks.goals import Evade, Goal
 from demur.classifier import Classifier
@@ -35,7 +36,7 @@ def noise(
         labels,
         goal=goal or Evade(),
         norm=norm,
-        eps=eps,
+        eps=limited(eps),
         region=region,
         restarts=restarts,
         seed=seed,

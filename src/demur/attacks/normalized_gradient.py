@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from demur.attacks.checks import given_goal
 from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
 from demur.attacks.goals import Goal
 from demur.attacks.norms import L2
-from demur.classifier import Classifier
+from demur.classifier import Classifier, check_images
 from demur.errors import DemurError
 
 
@@ -40,6 +41,8 @@ def normalized_gradient(
     if steps < 1 or not 0 < step_size < float("inf"):
         raise DemurError(f"normalized_gradient needs at least one step, of a positive size; got {steps} steps of size {step_size}.")
 
+    check_images(images)
+
     def attack(problem: Problem) -> None:
         current = problem.images
         for _ in range(steps):
@@ -55,7 +58,7 @@ def normalized_gradient(
         classifier,
         images,
         labels,
-        goal=replace(goal, by="cross_entropy"),
+        goal=replace(given_goal(goal), by="cross_entropy"),
         norm="l2",
         eps=L2.largest(images),
         region=region,

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from demur.attacks.checks import limited
 from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
 from demur.attacks.goals import Evade, Goal
 from demur.attacks.norms import per_image
@@ -69,7 +70,7 @@ def pgd(
         labels,
         goal=goal or Evade(),
         norm=norm,
-        eps=eps,
+        eps=limited(eps),
         region=region,
         restarts=restarts,
         seed=seed,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from demur import seeds
+from demur.attacks.checks import limited
 from demur.attacks.driver import AttackResult, Problem, drive
 from demur.attacks.goals import Evade, Goal
 from demur.attacks.norms import L2, per_image
@@ -69,7 +70,7 @@ def square(
         labels,
         goal=goal or Evade(),
         norm=norm,
-        eps=eps,
+        eps=limited(eps),
         region=region,
         restarts=restarts,
         seed=seed,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from demur import seeds
 from demur.attacks.apgd import apgd
 from demur.attacks.carlini import carlini_l2
 from demur.attacks.checks import check_eps, check_goal
@@ -147,7 +148,7 @@ def _ensemble(
 
 def _has_gradient(classifier: Classifier, images: Tensor) -> bool:
     image = images[:1].detach().to(device_of(classifier, images.device)).requires_grad_()
-    with frozen(classifier), torch.enable_grad():
+    with frozen(classifier), torch.enable_grad(), torch.random.fork_rng():
         return bool(classifier(image).requires_grad)
 
 
@@ -163,7 +164,8 @@ def _margins(classifier: Classifier, goal: Goal, result: AttackResult, labels: T
     """By how much the best wanted column wins on what failed (N,): which of several failures came closest. Not an attacker's pass."""
     device, images = device_of(classifier, labels.device), result.attempts
     margins = torch.full((len(images),), torch.inf, device=images.device)
-    with frozen(classifier), tuned(), torch.autocast(device.type, enabled=False):
+    with frozen(classifier), tuned(), torch.autocast(device.type, enabled=False), torch.random.fork_rng():
+        torch.manual_seed(seeds.derive(0, "margins"))
         for rows in torch.split((~result.found).nonzero().flatten(), batch_size):
             if not len(rows):
                 break

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from demur.classifier import Classifier
+from demur.classifier import Classifier, check_classifier
 from demur.errors import DemurError
 
 
@@ -30,6 +30,7 @@ def expectation(classifier: Classifier, draws: int = 10) -> Classifier:
     """
     if draws < 1:
         raise DemurError(f"expectation needs at least one draw, not {draws}.")
+    check_classifier(classifier)
     return Classifier(_Expectation(classifier, draws), classifier.num_classes)
 
 
@@ -37,15 +38,18 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, exact: Callable[[Tensor], Tensor], stand_in: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(images)
-        ctx.stand_in = stand_in
+        ctx.stand_in, kind = stand_in, images.device.type
+        # Backwards no autocast is on: without it, half precision images would meet the stand-in's float32 weights.
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         return exact(images)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
         (images,) = ctx.saved_tensors
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(*ctx.autocast):
             images = images.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(ctx.stand_in(images), images, outputs[0])
+            result = ctx.stand_in(images)
+            (gradient,) = torch.autograd.grad(result, images, outputs[0].to(result.dtype))
         return gradient, None, None
 
 
