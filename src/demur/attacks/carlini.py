@@ -126,8 +126,8 @@ def carlini_l2(
 def _linear_const(problem: Problem) -> Tensor:
     """The constant (n,) at which the minimum of a linear classifier with this margin and gradient reaches the boundary: 2 |m| / |g|^2."""
     seen = problem.differentiate(problem.images)
-    slope = seen.gradient if problem.ball.region is None else seen.gradient * problem.ball.region
-    return (2 * (problem.goal.confidence - seen.loss) / slope.flatten(1).square().sum(1).clamp(min=1e-12)).clamp(1e-6, LARGEST_BEGIN)
+    square = seen.gradient.flatten(1).square().sum(1).clamp(min=1e-12)
+    return (2 * (problem.goal.confidence - seen.loss) / square).clamp(1e-6, LARGEST_BEGIN)
 
 
 def _minimise_l2(problem: Problem, const: Tensor, variable: Tensor, steps: int, rate: float) -> tuple[Tensor, Tensor]:
@@ -230,8 +230,8 @@ def carlini_l0(
 
     Carlini & Wagner 2017, sec. V-D, and sec. II.B of the background-class paper. A pixel's contribution is its change times the
     gradient of the loss there, each summed over channels; at most .3 sqrt(changed pixels) go at once, and none after one that
-    contributes .01, as in the authors' code. A stage ends early, for each image
-    alone, where it gets no better. Arguments as in `carlini_l2`.
+    contributes .01, as in the authors' code. A stage ends early, for each image alone, where it gets no better. Arguments as in
+    `carlini_l2`.
     """
     _check(steps, 1, learning_rate, initial_const)
 

@@ -133,10 +133,10 @@ class Problem:
         self.names: tuple[object, ...] = (self.restart,)
 
     def differentiate(self, candidates: Tensor, record: bool = True) -> Seen:
-        """Loss, success and gradient at the candidates, the gradient 0 where it is not finite. One forward and one backward an image.
+        """Loss, success and gradient at the candidates, the gradient 0 where it is not finite or the region is 0.
 
-        With `record` the candidates count as attempts, and as found where they succeed. Where gradients are computed in
-        bfloat16, a success that would be kept is looked at again in float32, for one more forward.
+        One forward and one backward an image. With `record` the candidates count as attempts, and as found where they succeed. Where
+        gradients are computed in bfloat16, a success that would be kept is looked at again in float32, for one more forward.
 
         Raises: DemurError if the classifier cannot be differentiated.
         """

@@ -165,8 +165,6 @@ def sigma_zero(
             smooth = 2 * change * sigma / (square + sigma).square() / pixels
             slope = smooth - seen.gradient * per_image(seen.loss < problem.goal.confidence, change)
             slope = slope / per_image(slope.flatten(1).abs().amax(1).clamp(min=1e-12), change)
-            if problem.ball.region is not None:
-                slope = slope * problem.ball.region
             rate = _falling(step, steps, learning_rate, learning_rate / 10)
             first.lerp_(slope, 0.1)
             second.mul_(0.999).addcmul_(slope, slope, value=0.001)
