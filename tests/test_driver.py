@@ -1,15 +1,17 @@
 """What every attack on the driver holds to (R1-R6, R9, R10), shown on fgs, fg, noise and an iterated attack."""
 
+import warnings
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from demur import Classifier, DemurError, outcomes
+from demur import Classifier, DemurError, DemurWarning, black_box, outcomes
 from demur.attacks import (
     AnyError,
     Evade,
@@ -34,6 +36,7 @@ from demur.attacks import (
     strongest,
 )
 from demur.attacks.norms import BALLS
+from demur.attacks.regions import inside_box
 from demur.progress import Silent, reporting
 from models import Constant, Linear, convolutional, images_of, linear
 
@@ -99,6 +102,7 @@ def problems(draw):
     if name == "pgd hinge":
         goal = replace(goal, by="hinge")
     eps = draw(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1e-7, 8 / 255, 20.0])))
+    eps = min(eps, 1.0) if ATTACKS[name][0] == "linf" else eps
     region = None
     if draw(st.booleans()):
         region = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(seed))
@@ -243,13 +247,15 @@ def test_gradients_that_are_zero_or_not_finite_are_counted():
 
 def test_scores_that_are_not_finite_are_no_success():
     """R3, R14: argmax would make them column 0, and so a wrong answer."""
+    images = torch.full((4, 1, 4, 4), 0.5)
 
     class Broken(nn.Module):
         def forward(self, given):
-            return given.flatten(1)[:, :2] * torch.nan
+            scores = torch.tensor([0.0, 3.0]) + 0 * given.flatten(1)[:, :2]
+            return torch.where((given == 0.5).flatten(1).all(1, keepdim=True), scores, torch.nan)
 
-    result = noise(Classifier(Broken(), 2), images_of(4), torch.ones(4, dtype=torch.int64), eps=0.5, restarts=2)
-    assert not result.found.any() and torch.equal(result.images, images_of(4))
+    result = noise(Classifier(Broken(), 2), images, torch.ones(4, dtype=torch.int64), eps=0.5, restarts=2)
+    assert not result.found.any() and torch.equal(result.images, images)
 
 
 def test_float64_images_and_float32_networks_go_together():
@@ -403,6 +409,58 @@ def test_what_a_newcomer_gets_wrong_is_said(call, message):
     classifier, images = convolutional(4), images_of(2)
     with pytest.raises(DemurError, match=message):
         call(classifier, images, classifier.predict(images))
+
+
+def test_a_single_image_is_told_how_to_be_a_batch():
+    with pytest.raises(DemurError, match=r"images\[None\]"):
+        pgd(linear(3, 64, 3), images_of(1)[0], torch.tensor([0]), eps=0.1)
+
+
+def test_scores_that_are_probabilities_are_warned_of_and_a_threshold_column_is_not():
+    """R16."""
+    plain, images, labels = linear(3, 64, 3), images_of(4), torch.tensor([0, 1, 2, 0])
+
+    class Softmax(nn.Module):
+        def forward(self, x):
+            return plain(x).softmax(1)
+
+    class Threshold(nn.Module):
+        def forward(self, x):
+            return torch.cat([plain(x).softmax(1), torch.full((len(x), 1), 0.5)], 1)
+
+    with pytest.warns(DemurWarning, match="look like probabilities"):
+        pgd(Classifier(Softmax(), 3), images, labels, eps=0.1, steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pgd(Classifier(Threshold(), 3), images, labels, eps=0.1, steps=2)
+        pgd(plain, images, labels, eps=0.1, steps=2)
+
+
+def test_a_blind_attack_says_so():
+    """R14: in a warning, and in the result's line."""
+
+    class Steps(nn.Module):
+        def forward(self, x):
+            return (x.flatten(1)[:, :3] * 2).round() + 0 * x.flatten(1)[:, :3]
+
+    images = torch.full((2, 1, 4, 4), 0.4)
+    with pytest.warns(DemurWarning, match="100% of the gradients were zero"):
+        result = pgd(Classifier(Steps(), 3), images, torch.tensor([0, 0]), eps=0.01, steps=5)
+    assert "100% of them without a gradient" in repr(result)
+
+
+@pytest.mark.parametrize("attack", [partial(square, eps=0.1, queries=20), partial(strongest, eps=0.1, queries=20)])
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_black_box_that_answers_nothing_is_an_error_and_not_robust(attack, first):
+    def answer(images):
+        scores = np.tile(np.float32([1.0, 0.0, 0.0]), (len(images), 1))
+        scores[images[:, 0, 0, 0] > 0.9] = np.nan
+        return scores
+
+    images = torch.full((4, 1, 4, 4), 0.5)
+    images[first:] = 0.95
+    with pytest.raises(DemurError, match="NaN or infinite scores"):
+        attack(black_box(answer, 3), images, torch.zeros(4, dtype=torch.int64), region=inside_box((4, 4), 1, 1, 2, 2))
 
 
 def test_checks_leave_the_callers_random_state_alone():

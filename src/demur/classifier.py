@@ -138,8 +138,9 @@ def check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise DemurError(f"images must be a float tensor in [0, 1], not {kind}; divide uint8 images by 255.")
-    if images.ndim < 2:
-        raise DemurError(f"images must have shape (N, C, H, W), not {tuple(images.shape)}.")
+    if images.ndim < 2 or images.ndim == 3:
+        single = "; a single image is images[None]" if images.ndim == 3 else ""
+        raise DemurError(f"images must have shape (N, C, H, W), or (N, F) for vectors, not {tuple(images.shape)}{single}.")
     if len(images) == 0:
         raise DemurError("there are no images: the set is empty.")
     if not bool(torch.isfinite(images).all()):

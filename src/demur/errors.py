@@ -8,6 +8,10 @@ class DemurError(ValueError):
     """Bad input or a missing resource. The message is one line; the command line prints it and exits with 2."""
 
 
+class DemurWarning(UserWarning):
+    """A result that is given, but that may mislead."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> DemurError:
     """Make the error for a name that is not among the known ones, offering the nearest."""
     names = sorted(known)

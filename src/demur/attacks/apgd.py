@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from demur.attacks.checks import limited
+from demur.attacks.checks import check_counts, limited
 from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
 from demur.attacks.goals import Evade, Goal
 from demur.attacks.norms import per_image
@@ -49,8 +49,9 @@ def apgd(
     """
     if norm not in ("linf", "l2"):
         raise DemurError(f"apgd works in linf and l2, not {norm!r}; use pgd there.")
-    if steps < 1 or targets < 0:
-        raise DemurError(f"apgd needs at least one step, and targets not negative; got {steps} and {targets}.")
+    check_counts(steps=steps)
+    if targets < 0:
+        raise DemurError(f"targets must not be negative, but is {targets}.")
 
     def attack(problem: Problem) -> None:
         if not targets:

@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from demur.attacks.checks import given_goal
+from demur.attacks.checks import check_counts, check_fractions, check_positive, given_goal
 from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
 from demur.attacks.goals import Goal
 from demur.attacks.norms import by_pixel, per_image, spread
@@ -27,6 +27,7 @@ from demur.errors import DemurError
 
 RECORDED = 10
 KNOWN = 0.05
+RESUMED = 0.01  # where an image is about to be given up, constants so many times as large are tried again, in finer steps
 LARGEST_BEGIN = 100.0  # where softmax saturates there is hardly a gradient: what is linear there is far from the truth
 TANH_REACH = 0.99
 
@@ -98,7 +99,8 @@ def carlini_l2(
 
     Images (N, C, H, W) in [0, 1], labels (N,). `distance` of the result is the L2 length. Raises: DemurError for input that does not fit.
     """
-    _check(steps, search_steps, learning_rate, initial_const)
+    check_counts(steps=steps, search_steps=search_steps)
+    check_positive(learning_rate=learning_rate, initial_const=initial_const)
 
     def attack(problem: Problem) -> None:
         problem.unsolved()
@@ -127,22 +129,23 @@ def _linear_const(problem: Problem) -> Tensor:
     """The constant (n,) at which the minimum of a linear classifier with this margin and gradient reaches the boundary: 2 |m| / |g|^2."""
     seen = problem.differentiate(problem.images)
     square = seen.gradient.flatten(1).square().sum(1).clamp(min=1e-12)
-    return (2 * (problem.goal.confidence - seen.loss) / square).clamp(1e-6, LARGEST_BEGIN)
+    return (2 * (problem.goal.confidence - seen.loss) / square).clamp(1e-6, LARGEST_BEGIN).nan_to_num(nan=1.0)
 
 
 def _minimise_l2(problem: Problem, const: Tensor, variable: Tensor, steps: int, rate: float) -> tuple[Tensor, Tensor]:
     """One search step; tells which images (n,) it found a success for, and where in tanh space (n, C, H, W) it ended."""
     rows, solved, last = torch.arange(len(const), device=const.device), torch.zeros_like(const, dtype=torch.bool), variable.clone()
     adam, before, confidence = _Adam(variable, rate), torch.full_like(const, torch.inf), problem.goal.confidence
-    every = RECORDED if problem.half else 1
+    every, settled = RECORDED if problem.half else 1, min(max(1, steps // 10), steps - 1)
+    interval = max(RECORDED, steps // 20 // RECORDED * RECORDED)
     for step in range(steps):
         candidates, slope = _from_tanh(variable, problem, problem.ball.region)
         recorded = step % every == 0 or step == steps - 1
         seen = problem.differentiate(candidates, record=recorded)
-        if recorded and step >= steps // 10:
+        if recorded and step >= settled:
             solved[rows[seen.success]] = True
         change = candidates - problem.images
-        if step % max(10, steps // 20) == 0:
+        if step % interval == 0:
             total = change.flatten(1).square().sum(1) + const * (confidence - seen.loss).clamp(min=0)
             stalled = total > 0.9999 * before
             going = ~stalled | (adam.finer == 1)
@@ -181,9 +184,12 @@ def carlini_linf(
 
     Carlini & Wagner 2017, sec. V-E. Where the sum is reached at a tau, tau falls to `decrease` times the largest change, which
     is how fine the search is; where not, c doubles, up to `largest_const`. It ends at 1/256, a level of an 8-bit image. A stage
-    ends early, for each image alone, where it gets no better. Arguments as in `carlini_l2`.
+    ends early, for each image alone, where it gets no better; where the constant would be too large, the search goes on once more
+    in steps ten times finer. Arguments as in `carlini_l2`.
     """
-    _check(steps, 1, learning_rate, initial_const)
+    check_counts(steps=steps)
+    check_positive(learning_rate=learning_rate, initial_const=initial_const, largest_const=largest_const)
+    check_fractions(decrease=decrease)
 
     def penalty(change: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
         over = change.abs() - per_image(tau, change)
@@ -233,7 +239,8 @@ def carlini_l0(
     contributes .01, as in the authors' code. A stage ends early, for each image alone, where it gets no better. Arguments as in
     `carlini_l2`.
     """
-    _check(steps, 1, learning_rate, initial_const)
+    check_counts(steps=steps)
+    check_positive(learning_rate=learning_rate, initial_const=initial_const, largest_const=largest_const)
 
     def penalty(change: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return change.flatten(1).square().sum(1), 2 * change
@@ -309,6 +316,9 @@ def _in_stages(
             stage[success], over[success] = harder(change[success], seen.gradient[success], stage[success])
             begin[success] = variable[success]
         const = torch.where(stuck, const * 2, const)
+        if not masks:  # a step of the learning rate is as large as what there is still to gain: finer ones, before an image is given up
+            finer = (const > largest_const) & (adam.finer == 1)
+            adam.finer, const = torch.where(finer, 0.1, adam.finer), torch.where(finer, RESUMED * const, const)
         over |= const > largest_const
         pull = per_image(const * ((seen.loss < confidence + slack) | denied), change)
         step = adam.step((push - pull * seen.gradient) * slope)
@@ -324,8 +334,3 @@ def _in_stages(
 def _sought(goal: Goal | None, confidence: float | None) -> Goal:
     goal = given_goal(goal)
     return replace(goal, by="margin", confidence=goal.confidence if confidence is None else confidence)
-
-
-def _check(steps: int, search_steps: int, rate: float, const: float | None) -> None:
-    if steps < 1 or search_steps < 1 or not rate > 0 or (const is not None and not const > 0):
-        raise DemurError("the attack needs at least one step and one search step, a positive learning rate and a positive constant.")

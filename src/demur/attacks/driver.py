@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from demur import seeds
-from demur.attacks.checks import check_eps, check_goal
+from demur.attacks.checks import check_answers, check_counts, check_eps, check_request, warn_if_blind
 from demur.attacks.goals import Goal
 from demur.attacks.norms import Ball, ball_of, per_image
 from demur.attacks.regions import check_region
-from demur.classifier import Classifier, check_classifier, check_images, check_labels, device_of, evaluating
+from demur.classifier import Classifier, check_images, device_of, evaluating
 from demur.errors import DemurError, unknown
 from demur.hardware import has_fast_bfloat16, tuned
 from demur.progress import job
@@ -70,7 +70,9 @@ class AttackResult:
         found = int(self.found.sum())
         middle = f", median distance {float(self.distance[self.found].median()):.4g}" if found else ""
         passes = f"{float(self.forwards.double().mean()):.0f} forwards and {float(self.backwards.double().mean()):.0f} backwards an image"
-        return f"{type(self).__name__}({found} of {len(self.found)} found{middle}; {passes})"
+        flat = int(self.flat.sum()) / max(1, int(self.backwards.sum()))
+        blind = f", {flat:.0%} of them without a gradient" if flat >= 0.005 else ""
+        return f"{type(self).__name__}({found} of {len(self.found)} found{middle}; {passes}{blind})"
 
 
 class Seen(NamedTuple):
@@ -285,20 +287,14 @@ def drive(
 
     Raises: DemurError for input that does not fit (range, dtype, NaN, shape, label, region, eps, goal).
     """
-    check_classifier(classifier)
-    check_images(images)
-    check_labels(labels, len(images), classifier.num_classes)
-    check_goal(goal, classifier, images, labels)
-    if images.dtype not in (torch.float32, torch.float64):
-        raise DemurError(f"attacks need float32 or float64 images, not {images.dtype}.")
-    if restarts < 1 or batch_size < 1:
-        raise DemurError(f"restarts and batch_size must be at least 1, not {restarts} and {batch_size}.")
+    check_request(classifier, images, labels, goal)
+    check_counts(restarts=restarts, batch_size=batch_size)
     if start is not None:
         check_images(start)
         if start.shape != images.shape:
             raise DemurError(f"the attack's start has shape {tuple(start.shape)}, the images {tuple(images.shape)}.")
     images, labels, kind = images.detach(), labels.to(images.device), ball_of(norm)
-    limits, region = check_eps(kind.largest(images) if eps is None else eps, len(images)), check_region(region, images)
+    limits, region = check_eps(kind.largest(images) if eps is None else eps, len(images), norm), check_region(region, images)
     device = device_of(classifier, images.device)
     half = _half(precision, device)
     book = _Book(images.cpu(), smallest=eps is None)
@@ -327,6 +323,8 @@ def drive(
                 clean = problem(rows, 0)
                 clean.evaluate(clean.images)
             book.attempts = torch.where(per_image(book.found, attempts), book.attempts, attempts)
+        check_answers(book.found | book.loss.isfinite())
+        warn_if_blind(int(book.flat.sum()), int(book.backwards.sum()))
         found = book.found & _recheck(classifier, goal, book, labels, batch_size + 1, device)
 
     clean_images = images.cpu()

@@ -7,12 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from demur.attacks.checks import given_goal
+from demur.attacks.checks import check_counts, check_fractions, check_positive, given_goal
 from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
 from demur.attacks.goals import Goal, Measure
 from demur.attacks.norms import by_pixel, per_image, spread
 from demur.classifier import Classifier
-from demur.errors import DemurError
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 BEYOND = 1.01  # a little beyond where the boundary seems to be: steps to the boundary itself may come ever closer and never cross it
@@ -40,7 +39,9 @@ def ddn(
 
     Images (N, C, H, W) in [0, 1], labels (N,). Raises: DemurError for input that does not fit.
     """
-    _check(steps)
+    check_counts(steps=steps)
+    check_positive(initial_eps=initial_eps)
+    check_fractions(gamma=gamma)
 
     def attack(problem: Problem) -> None:
         problem.unsolved()
@@ -91,7 +92,9 @@ def fmn(
 
     Images (N, C, H, W) in [0, 1], labels (N,). Raises: DemurError for input that does not fit.
     """
-    _check(steps)
+    check_counts(steps=steps)
+    check_positive(step_size=step_size)
+    check_fractions(gamma=gamma)
     first = step_size or (10.0 if norm == "linf" else 1.0)
 
     def attack(problem: Problem) -> None:
@@ -151,7 +154,9 @@ def sigma_zero(
 
     Images (N, C, H, W) in [0, 1], labels (N,). Raises: DemurError for input that does not fit.
     """
-    _check(steps)
+    check_counts(steps=steps)
+    check_positive(learning_rate=learning_rate, sigma=sigma, threshold_step=threshold_step)
+    check_fractions(threshold=threshold)
 
     def attack(problem: Problem) -> None:
         problem.unsolved()
@@ -201,11 +206,6 @@ def _by_channel(values: Tensor, images: Tensor, largest: bool = False) -> Tensor
 def _falling(step: int, steps: int, first: float, last: float) -> float:
     """From `first` to `last`, as a cosine."""
     return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2
-
-
-def _check(steps: int) -> None:
-    if steps < 1:
-        raise DemurError(f"the attack needs at least one step, not {steps}.")
 
 
 def _seek(

@@ -4,12 +4,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from demur.attacks.checks import given_goal
+from demur.attacks.checks import check_counts, check_positive, given_goal
 from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
 from demur.attacks.goals import Goal
 from demur.attacks.norms import L2
 from demur.classifier import Classifier, check_images
-from demur.errors import DemurError
 
 
 def normalized_gradient(
@@ -38,8 +37,8 @@ def normalized_gradient(
 
     Images (N, C, H, W) in [0, 1], labels (N,). Raises: DemurError for input that does not fit.
     """
-    if steps < 1 or not 0 < step_size < float("inf"):
-        raise DemurError(f"normalized_gradient needs at least one step, of a positive size; got {steps} steps of size {step_size}.")
+    check_counts(steps=steps)
+    check_positive(step_size=step_size)
 
     check_images(images)
 

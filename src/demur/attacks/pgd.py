@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor
 
-from demur.attacks.checks import limited
+from demur.attacks.checks import check_counts, check_positive, limited
 from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
 from demur.attacks.goals import Evade, Goal
 from demur.attacks.norms import per_image
 from demur.classifier import Classifier
-from demur.errors import DemurError
 
 
 def pgd(
@@ -44,8 +43,8 @@ def pgd(
 
     Images (N, C, H, W) in [0, 1], labels (N,). Raises: DemurError for input that does not fit.
     """
-    if steps < 1 or (step_size is not None and not 0 < step_size < torch.inf):
-        raise DemurError(f"pgd needs at least one step, of a positive size; got {steps} steps of size {step_size}.")
+    check_counts(steps=steps)
+    check_positive(step_size=step_size)
 
     def attack(problem: Problem) -> None:
         current = problem.random_start() if random_start or problem.restart else problem.start

@@ -41,7 +41,10 @@ def check_region(region: Tensor | None, images: Tensor) -> Tensor | None:
     """
     if region is None:
         return None
-    region = torch.as_tensor(region).to(images.device)
+    try:
+        region = torch.as_tensor(region).to(images.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DemurError(f"a region is a tensor that broadcasts to the images, not {type(region).__name__}.") from error
     if not region.is_floating_point():
         region = region.to(images.dtype)
     try:

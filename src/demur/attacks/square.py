@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from demur import seeds
-from demur.attacks.checks import limited
+from demur.attacks.checks import check_counts, limited
 from demur.attacks.driver import AttackResult, Problem, drive
 from demur.attacks.goals import Evade, Goal
 from demur.attacks.norms import L2, per_image
@@ -42,8 +42,9 @@ def square(
         raise DemurError(f"square works in linf and l2, not {norm!r}.")
     if images.ndim != 4:
         raise DemurError(f"square needs images (N, C, H, W), not {tuple(images.shape)}.")
-    if queries < 1 or not 0 < initial_share <= 1:
-        raise DemurError(f"square needs at least one query, and a share in (0, 1]; got {queries} and {initial_share}.")
+    check_counts(queries=queries)
+    if not 0 < initial_share <= 1:
+        raise DemurError(f"initial_share must lie in (0, 1], not {initial_share}.")
 
     def attack(problem: Problem) -> None:
         best = _stripes(problem) if norm == "linf" else _tiles(problem)

@@ -11,15 +11,15 @@ from torch import Tensor
 from demur import seeds
 from demur.attacks.apgd import apgd
 from demur.attacks.carlini import carlini_l2
-from demur.attacks.checks import check_eps, check_goal
+from demur.attacks.checks import check_counts, check_eps, check_request, given_goal
 from demur.attacks.driver import AttackResult, GradientPrecision, frozen
-from demur.attacks.goals import Evade, Goal, Measure
+from demur.attacks.goals import Goal, Measure
 from demur.attacks.minimum_norm import ddn, fmn, sigma_zero
 from demur.attacks.norms import BALLS, Ball, per_image
 from demur.attacks.pgd import pgd
 from demur.attacks.regions import check_region
 from demur.attacks.square import square
-from demur.classifier import Classifier, check_classifier, check_images, check_labels, device_of
+from demur.classifier import Classifier, device_of
 from demur.errors import DemurError, unknown
 from demur.hardware import tuned
 
@@ -73,12 +73,10 @@ def strongest(
 
     Images (N, C, H, W) in [0, 1], labels (N,). Passes are summed over the attacks. Raises: DemurError for input that does not fit.
     """
-    check_classifier(classifier)
-    check_images(images)
-    check_labels(labels, len(images), classifier.num_classes)
-    check_goal(goal or Evade(), classifier, images, labels)
-    goal, region, labels = replace(goal or Evade(), by="margin"), check_region(region, images), labels.to(images.device)
-    limits = None if eps is None else check_eps(eps, len(images)).to(images.device)
+    check_request(classifier, images, labels, goal)
+    check_counts(steps=steps, targets=targets, queries=queries, batch_size=batch_size)
+    goal, region, labels = replace(given_goal(goal), by="margin"), check_region(region, images), labels.to(images.device)
+    limits = None if eps is None else check_eps(eps, len(images), norm).to(images.device)
     common = {"batch_size": batch_size, "precision": precision}
     best: AttackResult | None = None
     margins = torch.zeros(0)
