@@ -1,5 +1,6 @@
 """RBF machines against scikit-learn's, and the two defences made of them. R17-R20."""
 
+from copy import copy
 from functools import partial
 
 import numpy as np
@@ -80,8 +81,26 @@ def test_pieces_and_half_precision_around_it_change_nothing(monkeypatch):
     whole = machines(features)
     monkeypatch.setattr(rbf_svm, "KERNEL_ENTRIES", 7 * len(machines.support))
     torch.testing.assert_close(machines(features), whole)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         torch.testing.assert_close(machines(features), whole)
+
+
+def test_half_precision_is_for_gradients_and_leads_the_same_way():
+    """The products alone are in bfloat16; decisions are made without gradients, in float32."""
+    features, labels = digits_features(200)
+    machines, _ = fit_rbf_svm(features, labels, 10, C=1.0, gamma=0.01)
+    gradients = []
+    for half in (False, True):
+        given = features.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            values = machines(given)
+        torch.testing.assert_close(values, machines(features), atol=0.02, rtol=0)
+        gradients += torch.autograd.grad(values[:, 3].sum(), given)
+    assert float(nn.functional.cosine_similarity(*gradients).min()) > 0.99
+    with torch.no_grad():
+        machines.support.mul_(0).add_(1)  # what was rounded before is not used again
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(machines._half().float(), machines.support)
 
 
 def test_the_search_finds_what_cross_validation_finds():
@@ -156,7 +175,7 @@ def test_an_attacker_who_knows_the_rejection_does_better_than_one_who_does_not(d
     attack = partial(pgd, norm="l2", eps=2.0, steps=40, precision="float32")
     network = Classifier(trained[0], 10)
     unaware = attack(network, images, labels).attempts
-    aware = attack(deep, images, labels)
+    aware = attack(deep.logarithmic(0.1), images, labels, goal=Evade("cross_entropy"))
     wrong = [float((outcomes(deep, sent, labels) == Outcome.WRONG).float().mean()) for sent in (images, unaware, aware.attempts)]
     assert wrong[0] < wrong[2] and wrong[1] < wrong[2], wrong
     assert torch.equal(aware.found, outcomes(deep, aware.images, labels) == Outcome.WRONG)
@@ -176,6 +195,32 @@ def test_bfloat16_gradients_lead_through_the_machines(deep):
     assert abs(int(found[0].sum()) - int(found[1].sum())) <= 2
     flat = pgd(deep, images, labels, norm="l2", eps=2.0, steps=5, goal=AnyError()).flat
     assert int(flat.sum()) == 0
+
+
+@pytest.mark.parametrize("widened", [1.0, 0.1])
+def test_the_logarithmic_one_decides_alike_and_has_gradients_where_the_other_has_none(deep, widened):
+    """R14, R18: far from every support vector the kernel is flat."""
+    images = data.load("digits", "test").floats()[:40]
+    surrogate = deep.logarithmic(widened)
+    mixed = torch.cat([images, torch.rand(40, *images.shape[1:], generator=torch.Generator().manual_seed(0))])
+    assert torch.equal(surrogate.predict(mixed), deep.predict(mixed))
+    assert surrogate.module.rejecting.machines[0].support is deep.rejecting.machines[0].support
+    assert deep.rejecting.machines[0].widened == 1
+
+
+def test_wider_kernels_reach_where_gradients_are_nothing():
+    """R14: gamma is so large that another image is out of reach in float32."""
+    features, labels = digits_features(100)
+    machines, _ = fit_rbf_svm(features, labels, 10, C=1.0, gamma=30.0)
+    flat, wide = [], copy(machines)
+    wide.widened = 0.001
+    for tried in (machines, wide):
+        given = (features + 0.5).requires_grad_()
+        values = tried(given)
+        torch.testing.assert_close(values, machines(features + 0.5))
+        (gradient,) = torch.autograd.grad(values.square().sum(), given)
+        flat.append(float((gradient.abs().amax(1) == 0).double().mean()))
+    assert flat == [1.0, 0.0]
 
 
 def test_a_saved_one_comes_back_with_the_same_scores(deep, trained, tmp_path):
@@ -237,6 +282,6 @@ def test_a_layer_off_the_way_is_said():
 
 
 def test_machines_without_a_support_vector_are_all_intercept():
-    machines = RBFMachines(torch.zeros(0, 4), torch.zeros(0, 2), torch.tensor([1.0, -1.0]), torch.zeros(2, 2), gamma=0.1)
+    machines = RBFMachines(torch.zeros(0, 4), torch.zeros(4), torch.zeros(0, 2), torch.tensor([1.0, -1.0]), torch.zeros(2, 2), gamma=0.1)
     assert torch.equal(machines(torch.zeros(3, 4)), torch.tensor([[1.0, -1.0]] * 3))
     assert Evade().success(machines(torch.zeros(3, 4)), torch.ones(3, dtype=torch.int64), 2).all()

@@ -5,6 +5,8 @@ probability 1 / (1 + exp(A_k f_k + B_k)) (Platt 1999), normalised over classes a
 """
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -21,35 +23,68 @@ KERNEL_ENTRIES = 1 << 24  # of one piece of the kernel matrix: 64 MiB in float32
 class RBFMachines(nn.Module):
     """K machines that share one pass over the union of their S support vectors, of D features each.
 
-    Buffers: support (S, D), weights (S, K), intercepts (K,), platt (K, 2): slope and offset of each class's sigmoid.
+    Buffers: support (S, D), less its centre (D,): distances do not change, and rounding takes less from them; squares (S,), the squared
+    lengths of the support; weights (S, K), intercepts (K,), platt (K, 2): slope and offset of each class's sigmoid.
+
+    `widened`, in (0, 1], is for an attacker: where gradients are computed, the kernel's is that of a gamma so many times as
+    large. Far from all support vectors the kernel is flat, and gradients are nothing (R14); values stay what they are.
     """
 
     support: Tensor
+    centre: Tensor
+    squares: Tensor
     weights: Tensor
     intercepts: Tensor
     platt: Tensor
+    widened = 1.0
 
-    def __init__(self, support: Tensor, weights: Tensor, intercepts: Tensor, platt: Tensor, *, gamma: float) -> None:
+    def __init__(self, support: Tensor, centre: Tensor, weights: Tensor, intercepts: Tensor, platt: Tensor, *, gamma: float) -> None:
         super().__init__()
         self.gamma = gamma
-        for name, tensor in (("support", support), ("weights", weights), ("intercepts", intercepts), ("platt", platt)):
+        named = {"support": support, "centre": centre, "weights": weights, "intercepts": intercepts, "platt": platt}
+        for name, tensor in {**named, "squares": support.square().sum(1)}.items():
             self.register_buffer(name, tensor)
+        self._rounded: tuple[object, Tensor] | None = None
 
     def forward(self, features: Tensor) -> Tensor:
-        """Decision values (N, K) of features (N, D), in the precision of the machines, whatever an autocast around it asks for.
+        """Decision values (N, K) of features (N, D), in the precision of the machines.
 
-        Distances are differences of large numbers, of which half precision would leave nothing.
+        In an autocast to bfloat16 with gradients, as attacks have it, the products of features are computed in bfloat16; what
+        is added to them is not, since distances are differences of large numbers.
         """
+        kind = features.device.type
+        half = torch.is_grad_enabled() and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
         rows = max(1, KERNEL_ENTRIES // max(1, len(self.support)))
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.to(self.support)
-            pieces = [rbf(piece, self.support, self.gamma) @ self.weights for piece in torch.split(features, rows)]
+        with torch.autocast(kind, enabled=False):
+            centred = features.to(self.support) - self.centre
+            pieces = [self._kernel(piece, half) @ self.weights for piece in torch.split(centred, rows)]
             return torch.cat(pieces) + self.intercepts
+
+    def _kernel(self, centred: Tensor, half: bool) -> Tensor:
+        """The kernel (N, S) of features less the centre (N, D)."""
+        products = (centred.bfloat16() @ self._half().T).float() if half else centred @ self.support.T
+        square = (centred.square().sum(1, keepdim=True) + self.squares - 2 * products).clamp(min=0)
+        kernel = torch.exp(-self.gamma * square)
+        if self.widened == 1 or not torch.is_grad_enabled():
+            return kernel
+        wide = torch.exp(-self.gamma * self.widened * square)
+        return wide + (kernel - wide).detach()
+
+    def _half(self) -> Tensor:
+        """The support in bfloat16, made once."""
+        key = (self.support.data_ptr(), self.support._version, self.support.device)
+        if self._rounded is None or self._rounded[0] != key:
+            self._rounded = (key, self.support.bfloat16())
+        return self._rounded[1]
 
     def probabilities(self, values: Tensor) -> Tensor:
         """Platt's probabilities (N, K) of decision values (N, K), normalised to a sum of 1."""
-        raw = torch.sigmoid(-(values * self.platt[:, 0] + self.platt[:, 1]))
-        return raw / raw.sum(1, keepdim=True).clamp(min=torch.finfo(raw.dtype).tiny)
+        return self.log_probabilities(values).exp()
+
+    def log_probabilities(self, values: Tensor) -> Tensor:
+        """Their logarithms, which have gradients where the probabilities are so near to 0 or 1 that they have none."""
+        raw = nn.functional.logsigmoid(-(values * self.platt[:, 0] + self.platt[:, 1]))
+        return raw - raw.logsumexp(1, keepdim=True)
 
 
 def rbf(left: Tensor, right: Tensor, gamma: float) -> Tensor:
@@ -101,10 +136,9 @@ def fit_rbf_svm(
         inside, duals, offsets = _solve(np.ascontiguousarray(kernel[np.ix_(train, train)]), targets[train], num_classes, C)
         outside[test] = kernel[np.ix_(test, train[inside])] @ duals + offsets
     platt = np.array([_sigmoid(outside[:, k], targets == k) for k in range(num_classes)])
-    tensors = (torch.from_numpy(array).to(features.dtype) for array in (weights, intercepts, platt))
-    return RBFMachines(features[torch.from_numpy(support)].contiguous(), *tensors, gamma=gamma), torch.from_numpy(outside).to(
-        features.dtype
-    )
+    centre, tensors = features.mean(0), (torch.from_numpy(array).to(features.dtype) for array in (weights, intercepts, platt))
+    machines = RBFMachines(features[torch.from_numpy(support)] - centre, centre, *tensors, gamma=gamma)
+    return machines, torch.from_numpy(outside).to(features.dtype)
 
 
 def search_rbf_svm(
@@ -128,10 +162,11 @@ def search_rbf_svm(
 def _solve(kernel: np.ndarray, targets: np.ndarray, num_classes: int, C: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """K binary problems on one kernel: indices of the union of support vectors (S,), weights (S, K), intercepts (K,)."""
     weights, intercepts = np.zeros((len(targets), num_classes)), np.empty(num_classes)
-    for k in range(num_classes):
-        machine = SVC(kernel="precomputed", C=C).fit(kernel, targets == k)
-        weights[machine.support_, k] = machine.dual_coef_[0]
-        intercepts[k] = machine.intercept_[0]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # the solver lets go of the interpreter
+        machines = threads.map(lambda k: SVC(kernel="precomputed", C=C).fit(kernel, targets == k), range(num_classes))
+        for k, machine in enumerate(machines):
+            weights[machine.support_, k] = machine.dual_coef_[0]
+            intercepts[k] = machine.intercept_[0]
     support = np.flatnonzero(weights.any(1))
     return support, weights[support], intercepts
 
