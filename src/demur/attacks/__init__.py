@@ -5,6 +5,7 @@ from demur.attacks.apgd import apgd
 from demur.attacks.carlini import carlini_l0, carlini_l2, carlini_linf
 from demur.attacks.driver import AttackResult, Problem, drive
 from demur.attacks.fast_gradient import fg, fgs
+from demur.attacks.features import density, likeness
 from demur.attacks.goals import AnyError, Evade, ForceReject, Goal, Target
 from demur.attacks.minimum_norm import ddn, fmn, sigma_zero
 from demur.attacks.noise import noise
@@ -32,11 +33,13 @@ __all__ = [
     "carlini_l2",
     "carlini_linf",
     "ddn",
+    "density",
     "drive",
     "expectation",
     "fg",
     "fgs",
     "fmn",
+    "likeness",
     "noise",
     "normalized_gradient",
     "pgd",

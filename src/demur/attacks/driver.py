@@ -14,21 +14,21 @@ to images that need no more work:
         problem.evaluate(images)
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from demur import seeds
 from demur.attacks.checks import check_answers, check_counts, check_eps, check_request, warn_if_blind
+from demur.attacks.frozen import channels_last, frozen
 from demur.attacks.goals import Goal
 from demur.attacks.norms import Ball, ball_of, per_image
 from demur.attacks.regions import check_region
-from demur.classifier import Classifier, check_images, device_of, evaluating
+from demur.classifier import Classifier, check_images, device_of
 from demur.errors import DemurError, unknown
 from demur.hardware import has_fast_bfloat16, tuned
 from demur.progress import job
@@ -147,9 +147,11 @@ class Problem:
         with torch.enable_grad(), torch.autocast(kind, torch.bfloat16, enabled=self.half):
             given = candidates.clone(memory_format=torch.channels_last) if candidates.ndim == 4 else candidates
             scores = self._classifier(given)
+            bonus = None if self.goal.bonus is None else self.goal.bonus(given)
         with torch.enable_grad():
             scores = scores if scores.dtype == torch.float64 else scores.float()
             loss = self.goal.loss(scores, self.labels, self.num_classes)
+            loss = loss if bonus is None else loss + bonus.to(loss)
             if not loss.requires_grad:
                 raise DemurError(NO_GRADIENT)
             (gradient,) = torch.autograd.grad(loss.sum(), candidates, allow_unused=True)
@@ -168,6 +170,7 @@ class Problem:
         """Loss and success at the candidates, which count as attempts, and as found where they succeed. One forward an image."""
         scores = self._classifier(candidates)
         loss = self.goal.loss(scores, self.labels, self.num_classes)
+        loss = loss if self.goal.bonus is None else loss + self.goal.bonus(candidates).to(loss)
         self._count(forwards=1)
         return Seen(loss, self._record(candidates, scores, loss, False), torch.zeros_like(candidates[:0]), scores)
 
@@ -224,9 +227,9 @@ class Problem:
         return success & (margin >= DECISIVE * scores.abs().amax(1))
 
     def _count(self, forwards: int = 0, backwards: int = 0, flat: Tensor | None = None) -> None:
-        live = self._rows[~self._book.done[self._rows]]
-        self._book.forwards[live] += forwards
-        self._book.backwards[live] += backwards
+        live, passes = self._rows[~self._book.done[self._rows]], 1 if self.goal.bonus is None else 2
+        self._book.forwards[live] += passes * forwards
+        self._book.backwards[live] += passes * backwards
         if flat is not None:
             self._book.flat[self._rows] += flat.cpu() & ~self._book.done[self._rows]
 
@@ -282,17 +285,20 @@ def drive(
         restarts: how often the attack runs on an image that it has not solved; each run has its own draws.
         seed: the draws depend on it, on the image's pixels and on the restart: not on batches, order or other images.
         batch_size: images attacked at once; changes no result beyond rounding.
-        start: (N, C, H, W) where the attack starts, moved to the nearest allowed image.
+        start: (N, C, H, W) where the first run starts, moved to the nearest allowed image; or (R, N, C, H, W), where the first R runs do.
         precision: of the passes for gradients. Decisions are made in float32, whatever it is.
 
     Raises: DemurError for input that does not fit (range, dtype, NaN, shape, label, region, eps, goal).
     """
     check_request(classifier, images, labels, goal)
+    if eps is None and goal.bonus is not None:
+        raise DemurError("an attack that seeks the smallest change follows the boundary alone: a goal's bonus is for attacks with an eps.")
     check_counts(restarts=restarts, batch_size=batch_size)
-    if start is not None:
-        check_images(start)
-        if start.shape != images.shape:
-            raise DemurError(f"the attack's start has shape {tuple(start.shape)}, the images {tuple(images.shape)}.")
+    starts = [] if start is None else [start] if start.ndim == images.ndim else list(start)
+    for one in starts:
+        check_images(one)
+        if one.shape != images.shape:
+            raise DemurError(f"the attack's start has shape {tuple(one.shape)}, the images {tuple(images.shape)}.")
     images, labels, kind = images.detach(), labels.to(images.device), ball_of(norm)
     limits, region = check_eps(kind.largest(images) if eps is None else eps, len(images), norm), check_region(region, images)
     device = device_of(classifier, images.device)
@@ -302,14 +308,14 @@ def drive(
     def problem(rows: Tensor, restart: int) -> Problem:
         here = rows.to(images.device)
         ball = kind(images[here].to(device), limits[rows].to(device), None if region is None else region[here].to(device, images.dtype))
-        begin = None if start is None else start[here].to(device, images.dtype)
+        begin = starts[restart][here].to(device, images.dtype) if restart < len(starts) else None
         there = labels[here].to(device, torch.int64)
         return Problem(classifier, goal.select(here), ball, there, begin, rows, book, (seed, restart), half)
 
     float32, forked = torch.autocast(device.type, enabled=False), torch.random.fork_rng()  # whatever the caller has switched on
     with tuned(), frozen(classifier), float32, forked, job("attack", restarts * len(images)) as progress:
         torch.manual_seed(seeds.derive(seed, "classifier"))  # for what a randomised classifier draws
-        with _channels_last(classifier):
+        with channels_last(classifier):
             if book.smallest:
                 for rows in _batches(~book.done, batch_size):
                     problem(rows, 0).evaluate(images[rows.to(images.device)].to(device))
@@ -369,30 +375,3 @@ def _measure(kind: type[Ball], clean: Tensor, results: Sequence[Tensor], limits:
                 raise AssertionError(f"R1: the attack left the allowed region on {outside} of {len(rows)} images.")
             radius[rows] = ball.radius(images[rows].double() - clean[rows].double())
     return radius
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Inside: evaluation mode, and no gradients for the parameters, which halves the backward pass. Restored afterwards."""
-    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    with evaluating(module):
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in wanted:
-                parameter.requires_grad_(True)
-
-
-@contextmanager
-def _channels_last(module: nn.Module) -> Iterator[None]:
-    """Inside: weights of convolutions lie channels last, and so does all that follows them: pooling is then eight times faster."""
-    before = [(parameter, parameter.data) for parameter in module.parameters() if parameter.ndim == 4]
-    for parameter, data in before:
-        parameter.data = data.clone(memory_format=torch.channels_last)  # of one channel, contiguous would leave both orders
-    try:
-        yield
-    finally:
-        for parameter, data in before:
-            parameter.data = data

@@ -7,7 +7,7 @@ the others (or of the wanted), never a special case, so every attack that takes 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self, get_args
+from typing import Literal, Protocol, Self, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,16 @@ from torch import Tensor
 from demur.errors import DemurError, unknown
 
 Measure = Literal["margin", "cross_entropy", "hinge"]
+
+
+class Bonus(Protocol):
+    """What an attacker likes about images beside the answer: added to the goal's loss, and no part of success."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """How much of it these images (n, C, H, W) have: (n,)."""
+
+    def select(self, index: Tensor) -> "Bonus":
+        """Give the bonus of the images of that index, where it differs between images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +41,14 @@ class Goal(ABC):
     The first two are unchanged if a constant is added to all scores of an image (R6); the hinge is not, by its nature.
 
     `confidence` is by how much the best wanted column must win for a success (kappa of Carlini & Wagner 2017). `aim` (N,), if
-    given, is the one wanted column that the loss goes for (`toward`); any wanted column is still a success.
+    given, is the one wanted column that the loss goes for (`toward`); any wanted column is still a success. `bonus`, if given, is added
+    to the loss in attacks that have an eps: `Density`, `Likeness`. It costs a pass more for each pass.
     """
 
     by: Measure = "margin"
     confidence: float = 0.0
     aim: Tensor | None = None
+    bonus: Bonus | None = None
 
     def __post_init__(self) -> None:
         if self.by not in get_args(Measure):
@@ -83,7 +95,9 @@ class Goal(ABC):
 
     def select(self, index: Tensor) -> Self:
         """Give the goal for the images of that index, where it differs between images."""
-        return self if self.aim is None else replace(self, aim=self.aim.to(index.device)[index])
+        aim = None if self.aim is None else self.aim.to(index.device)[index]
+        bonus = None if self.bonus is None else self.bonus.select(index)
+        return self if aim is None and bonus is None else replace(self, aim=aim, bonus=bonus)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from demur import seeds
 from demur.attacks.apgd import apgd
 from demur.attacks.carlini import carlini_l2
 from demur.attacks.checks import check_counts, check_eps, check_request, given_goal
-from demur.attacks.driver import AttackResult, GradientPrecision, frozen
+from demur.attacks.driver import AttackResult, GradientPrecision
+from demur.attacks.frozen import frozen
 from demur.attacks.goals import Goal, Measure
 from demur.attacks.minimum_norm import ddn, fmn, sigma_zero
 from demur.attacks.norms import BALLS, Ball, per_image
