@@ -42,6 +42,12 @@ class Rates:
         return self.correct / answered if answered else math.nan
 
     @property
+    def balance(self) -> float:
+        """Harmonic mean of selective accuracy and coverage: 2 a c / (a + c); 0 if nothing was answered."""
+        answered = self.correct + self.wrong
+        return 2 * self.correct * answered / (self.correct * self.n + answered**2) if answered else 0.0
+
+    @property
     def rejection_rate(self) -> float:
         """Rejected of all: the false rejection rate on clean images of the known classes, the detection rate on attacked ones."""
         return self.rejected / self.n

@@ -1,0 +1,86 @@
+"""Adversarial training: on attacked batches all along, or, as the rejection paper has it, once more with what broke the network."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from demur import seeds
+from demur.attacks import AnyError, AttackResult
+from demur.classifier import Classifier, check_labels
+from demur.data import as_floats
+from demur.errors import DemurError
+from demur.networks import Epoch, fit
+from demur.progress import Silent, reporting
+
+NEVER = 1e9
+"""A confidence that no attack reaches: it then goes on to the largest loss, and does not stop where the answer first turns."""
+
+
+class AdversarialTraining(Classifier):
+    """A classifier whose network is trained on what an attack makes of its images.
+
+    Args:
+        module: the network, with num_classes outputs, or one more where it can reject.
+        num_classes: K.
+        attack: with all but classifier, images, labels, goal and seed filled in: `partial(attacks.pgd, norm="l2", eps=1.5, steps=10)`.
+        share: of each batch that is attacked; the rest stays clean. 1 replaces whole batches (Madry et al. 2018).
+
+    Attributes:
+        history_: list of Epoch, after `fit` or `retrain`. added_: how many attacked images `retrain` trained on.
+    """
+
+    history_: list[Epoch]
+    added_: int = 0
+
+    def __init__(self, module: nn.Module, num_classes: int, attack: Callable[..., AttackResult], *, share: float = 1.0) -> None:
+        if not 0 < share <= 1:
+            raise DemurError(f"the share of each batch that is attacked lies in (0, 1], not at {share}.")
+        super().__init__(module, num_classes)
+        self.attack, self.share = attack, share
+
+    def fit(self, images: Tensor, labels: Tensor, *, seed: int = 0, **options: Any) -> Self:
+        """Train on batches that are attacked as the network stands, to the largest cross-entropy that the attack finds.
+
+        While it is attacked the network is in evaluation mode, so that its batch statistics are those of what it is trained on.
+
+        Args:
+            images: (N, C, H, W), uint8 or float in [0, 1]. labels: (N,) in 0..num_classes-1.
+            seed, options: as for `networks.fit`: epochs, batch_size, device, optimizer, checkpoint, ...
+        """
+        check_labels(labels, len(images), self.num_classes)
+
+        def attacked(network: nn.Module, batch: Tensor, true: Tensor, step: int) -> tuple[Tensor, Tensor]:
+            count = max(1, round(self.share * len(batch)))  # the batch is in random order
+            goal = AnyError("cross_entropy", confidence=NEVER)
+            with reporting(Silent()):
+                found = self.attack(self, batch[:count], true[:count], goal=goal, seed=seeds.derive(seed, "attack", step))
+            return torch.cat([found.attempts, batch[count:]]), true
+
+        self.history_ = fit(self.module, images, labels, transform=attacked, seed=seed, **options)
+        return self
+
+    def retrain(self, images: Tensor, labels: Tensor, attacked: Tensor | None = None, *, seed: int = 0, **options: Any) -> Self:
+        """Attack a network that is trained already, and train it further on all images and on those that were broken.
+
+        The two steps of the rejection paper, sec. 3.4 and 4.3: only successful examples are added, with their true labels.
+        Attack the result anew: what broke the network before says nothing of it now.
+
+        Args:
+            images, labels: as for `fit`; what the network was trained on.
+            attacked: indices (M,) of the images to attack; all if None.
+            seed, options: as for `networks.fit`.
+
+        Raises: DemurError if no image is broken, which leaves nothing to learn.
+        """
+        check_labels(labels, len(images), self.num_classes)
+        index = torch.arange(len(images)) if attacked is None else attacked
+        found = self.attack(self, as_floats(images[index]), labels[index], goal=AnyError("cross_entropy"), seed=seed)
+        if not bool(found.found.any()):
+            raise DemurError(f"none of the {len(index)} attacked images is broken: there is nothing to retrain on. Allow the attack more.")
+        self.added_ = int(found.found.sum())
+        together = torch.cat([as_floats(images), found.images[found.found].to(images.device)])
+        true = torch.cat([labels, labels[index][found.found.to(labels.device)]])
+        self.history_ = fit(self.module, together, true, seed=seed, **options)
+        return self
