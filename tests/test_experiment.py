@@ -24,6 +24,7 @@ from demur.defenses import BackgroundClass
 from demur.evaluation import rates
 from demur.experiments import run
 from demur.experiments.background_class import experiment
+from demur.experiments.pictures import mixed
 from demur.experiments.results import Figure, read, read_gallery
 from demur.experiments.runner import load_profile
 from demur.networks import background_class_network
@@ -138,8 +139,8 @@ def test_the_gallery_shows_stored_images_that_keep_to_their_eps(folder):
 
 def test_the_gallerys_first_cards_show_every_outcome_that_there_is():
     """Also where one is rare, and comes late."""
-    assert experiment._mixed(torch.tensor([2, 2, 0, 2, 0, 2, 1]), 0) == [6, 0, 2, 1, 4, 3, 5]
-    assert experiment._mixed(torch.tensor([0, 2, 2]), 1) == [2, 0, 1]
+    assert mixed(torch.tensor([2, 2, 0, 2, 0, 2, 1]), 0) == [6, 0, 2, 1, 4, 3, 5]
+    assert mixed(torch.tensor([0, 2, 2]), 1) == [2, 0, 1]
 
 
 def test_the_same_run_again_computes_nothing_and_another_seed_is_refused(profile, folder):

@@ -4,7 +4,7 @@ Melis et al. 2017 (one layer) and Sotgiu et al. 2020 (several layers, and a mach
 sec. 2.4. The whole, network, machines and all, is one differentiable classifier whose reject score is a constant threshold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -236,31 +236,42 @@ class DeepNeuralRejection(Classifier):
         self.rejecting.threshold.fill_(self.threshold_)
         self.false_rejection_ = None if best is None else float((best < self.rejecting.threshold.to(best)).float().mean())
 
+    @property
+    def gammas(self) -> list[float]:
+        """The kernels' gammas: the layers' and the combiner's."""
+        combiner = self.rejecting.combiner
+        return [machine.gamma for machine in self.rejecting.each() + ([] if combiner is None else [combiner])]
+
     def save(self, path: Path | str) -> None:
         """Write network, machines and threshold as safetensors."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        combiner = self.rejecting.combiner
-        machines = self.rejecting.each() + ([] if combiner is None else [combiner])
-        gammas = ",".join(repr(machine.gamma) for machine in machines)
+        gammas = ",".join(map(repr, self.gammas))
         with replacing(Path(path)) as partial:
             save_file(tensors, partial, {"gammas": gammas, "layers": ",".join(self.rejecting.taps.layers), "kind": self.rejecting.kind})
 
     def load(self, path: Path | str) -> Self:
         """Read what `save` wrote into an object made with the same network, layers and scores. Raises: DemurError if it does not fit."""
-        rejecting = self.rejecting
+        wanted = ",".join(self.rejecting.taps.layers)
         try:
             with safe_open(path, "pt") as file:
                 said = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (OSError, SafetensorError) as error:
             raise DemurError(f"{path} cannot be read as safetensors: {error}") from error
-        if said.get("layers") != ",".join(rejecting.taps.layers) or said.get("kind") != rejecting.kind:
+        if said.get("layers") != wanted or said.get("kind") != self.rejecting.kind:
             raise DemurError(f"{path} holds {said.get('kind')} machines of layers {said.get('layers')}, which are not those asked for.")
-        gammas = [float(text) for text in said["gammas"].split(",")]
+        try:
+            return self.restore(tensors, [float(text) for text in said["gammas"].split(",")])
+        except DemurError as error:
+            raise DemurError(f"{path} does not fit: {error}") from error
+
+    def restore(self, tensors: Mapping[str, Tensor], gammas: Sequence[float]) -> Self:
+        """Take the state of a fitted one: its `state_dict()` and the `gammas` of its machines. Raises: DemurError if it does not fit."""
+        rejecting = self.rejecting
         names = [f"module.machines.{place}." for place in range(len(rejecting.taps.layers))]
         names += ["module.combiner."] if self.combined else []
         if len(names) != len(gammas):
-            raise DemurError(f"{path} holds {len(gammas)} sets of machines; {len(names)} are wanted.")
+            raise DemurError(f"there are {len(gammas)} sets of machines; {len(names)} are wanted.")
         parts = ("support", "centre", "weights", "intercepts", "platt")
         try:
             machines = [
@@ -270,7 +281,7 @@ class DeepNeuralRejection(Classifier):
             rejecting.combiner = machines[-1] if self.combined else None
             self.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
-            raise DemurError(f"{path} does not fit this network: {error}") from error
+            raise DemurError(f"the state is not this network's: {error}") from error
         self.threshold_ = float(rejecting.threshold)
         return self
 

@@ -1,6 +1,5 @@
 """Attacks on the models of the background-class experiment: who attacks, what came of it, and the two curves."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,8 @@ from demur.evaluation import Cell, Rates, offset_for, rates, security_curve, shi
 from demur.evaluation.ledger import Computed
 from demur.experiments.background_class.profile import Profile
 from demur.experiments.cells import Run
-from demur.experiments.results import Curve, Series
+from demur.experiments.results import Curve
+from demur.experiments.shares import series
 from demur.files import digest
 
 PLAIN, DEFENDED = "Digits", "Digits + background"
@@ -119,7 +119,7 @@ def attack_cell(model: Trained, attack: Attack, images: ImageSet, seed: int, nam
 
 def curve_against_eps(profile: Profile, models: dict[str, Trained], images: ImageSet, seed: int, run: Run) -> Curve:
     """The three outcomes under FGS as it is allowed more, for each model and attacker."""
-    series = []
+    lines = []
     for name, model in models.items():
         for attacker in (NAIVE, AWARE):
 
@@ -127,9 +127,9 @@ def curve_against_eps(profile: Profile, models: dict[str, Trained], images: Imag
                 attack = Attack("FGS", "linf", eps, attacker)
                 return attack_cell(model, attack, images, seed, f"{name}, curve", run).tensors["outcomes"]
 
-            series.append(_series(f"{name}, {attacker}", security_curve(outcomes_at, profile.curve.eps).rates))
+            lines.append(series(f"{name}, {attacker}", security_curve(outcomes_at, profile.curve.eps).rates))
     note = f"Outcomes of the attacked images as sent: {len(images):,} test images of the first split."
-    return Curve("Outcomes under FGS as it is allowed more", "eps (Linf)", list(profile.curve.eps), series, note)
+    return Curve("Outcomes under FGS as it is allowed more", "eps (Linf)", list(profile.curve.eps), lines, note)
 
 
 def curve_against_rejection(profile: Profile, model: Trained, images: ImageSet, validation: ImageSet, seed: int, run: Run) -> Curve:
@@ -146,18 +146,11 @@ def curve_against_rejection(profile: Profile, model: Trained, images: ImageSet, 
             attack = Attack("FGS", "linf", profile.fgs_eps, attacker)
             cell = attack_cell(moved, attack, images, seed, f"{DEFENDED} at {100 * rate:g} % rejection", run)
             lines[attacker].append(rates(cell.tensors["outcomes"]))
-    series = [_series(name if name == "clean images" else f"FGS, {name}", line) for name, line in lines.items()]
+    drawn = [series(name if name == "clean images" else f"FGS, {name}", line) for name, line in lines.items()]
     percent = [round(100 * rate, 10) for rate in profile.curve.rejected]
     note = (
         f"{DEFENDED}, with a constant added to the reject score. It was set on {len(validation):,} other clean test images, so that the "
         f"percentage below is rejected of those; the outcomes are of {len(images):,} test images of the first split. "
         "What is rejected of these when clean is in the first panel."
     )
-    return Curve("Outcomes against false rejection", "other clean images rejected (%)", percent, series, note)
-
-
-def _series(name: str, points: Sequence[Rates]) -> Series:
-    def share(outcome: str) -> list[float]:
-        return [getattr(point, outcome) / point.n for point in points]
-
-    return Series(name, share("correct"), share("rejected"), share("wrong"), points[0].n)
+    return Curve("Outcomes against false rejection", "other clean images rejected (%)", percent, drawn, note)

@@ -1,18 +1,11 @@
 """The background-class experiment from end to end: its images, its cells, its tables and its gallery."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import Tensor
 
 from demur import data, seeds
-from demur.attacks import sizes
-from demur.classifier import Classifier, Outcome, decide, outcomes_of
-from demur.data import ImageSet, NoSplitError, SourceStatus, as_floats
+from demur.data import ImageSet, NoSplitError
 from demur.data.background import embedded_backgrounds
 from demur.errors import DemurError
 from demur.experiments.background_class import cells, minimum
@@ -22,7 +15,6 @@ from demur.experiments.background_class.attacked import (
     DEFENDED,
     NAIVE,
     PLAIN,
-    Attack,
     attack_list,
     curve_against_eps,
     curve_against_rejection,
@@ -31,25 +23,26 @@ from demur.experiments.background_class.cells import Material, Split
 from demur.experiments.background_class.profile import Profile
 from demur.experiments.background_class.tables import Sheets
 from demur.experiments.cells import Run
+from demur.experiments.material import counted, first_at_hand, load_entry, passed_over
+from demur.experiments.pictures import describe, mixed
 from demur.experiments.results import Curve, Data, Picture, Table, write_gallery
 from demur.networks import background_class_network
 
 TITLE = "Background class"
 SOURCE = "McCoyd & Wagner 2018, Background Class Defense Against Adversarial Examples"
 MADE_FROM = 0.2  # of a set without a test split, as much as the embedded digits have in theirs
-_NAMES: tuple[Literal["correct", "rejected", "wrong"], ...] = ("correct", "rejected", "wrong")  # in the order of Outcome
 
 
 def prepare(profile: Profile, data_root: Path | None, seed: int) -> Material:
     """Load the images, and find what will not work with them before anything is written."""
     known = {status.name: status for status in data.describe(data_root)}
-    entry = _first_at_hand(profile.data, known)
-    images = _load(entry, data_root)
+    entry = first_at_hand(profile.data, known)
+    images = load_entry(entry, data_root)
     if profile.made_per_kind:
         images, source = _apart(entry, images, data_root, seeds.derive(seed, "made of"))
         images = embedded_backgrounds(images, profile.made_per_kind, seeds.derive(seed, "made"), source)
-    selection_entry = _first_at_hand(profile.selection.data or (entry,), known)
-    selection = _load(selection_entry, data_root) if profile.selection.data else images
+    selection_entry = first_at_hand(profile.selection.data or (entry,), known)
+    selection = load_entry(selection_entry, data_root) if profile.selection.data else images
     keys = tuple(profile.keys)
     candidates = tuple(name for name in images.class_names if name not in keys)
     chosen = candidates if profile.background == "selected" else tuple(profile.background)
@@ -73,37 +66,13 @@ def prepare(profile: Profile, data_root: Path | None, seed: int) -> Material:
         if height != width:
             raise DemurError(f"the background-class network needs square images; those of {part.name} are {height}x{width}.")
         background_class_network(2, channels=channels, size=height)
-    taken = f"Data: {_counted(images)}{_passed_over(profile.data, entry, data_root)}."
+    taken = f"Data: {counted(images)}{passed_over(profile.data, entry, data_root)}."
     if profile.selection.data:
-        taken += f" The selection's: {_counted(selection)}{_passed_over(profile.selection.data, selection_entry, data_root)}."
+        taken += f" The selection's: {counted(selection)}{passed_over(profile.selection.data, selection_entry, data_root)}."
     where = {known[one].where if one in known else "" for one in (entry, selection_entry)}
     rooted = bool(where - {"", "embedded"})
     description = Data(images.name, images.fingerprint, len(images), images.num_classes, rooted)
     return Material(images, keys, candidates, selection, description, taken, embedded=where == {"embedded"})
-
-
-def _first_at_hand(entries: Sequence[str], known: Mapping[str, SourceStatus]) -> str:
-    """The first of these entries of a profile that is there; if none is, the first that users can download."""
-    there = (entry for entry in entries if entry not in known or known[entry].where)
-    downloadable = (entry for entry in entries if known[entry].megabytes)
-    return next(there, None) or next(downloadable, entries[0])
-
-
-def _passed_over(entries: Sequence[str], taken: str, root: Path | None) -> str:
-    """Say which entries the profile would rather have had."""
-    missing = entries[: entries.index(taken)]
-    return (
-        f"; {' and '.join(missing)}, named first, {'is' if len(missing) == 1 else 'are'} not in {data.data_root(root)}" if missing else ""
-    )
-
-
-def _counted(images: ImageSet) -> str:
-    return f"{images.name}, {len(images):,} images of {images.num_classes} classes"
-
-
-def _load(entry: str, root: Path | None) -> ImageSet:
-    """The set of this entry, and by that name: the name that a path's file has may be another set's."""
-    return replace(data.load(entry, root=root), name=entry)
 
 
 def _apart(entry: str, images: ImageSet, root: Path | None, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -169,44 +138,13 @@ def _write_pictures(profile: Profile, first: Split, out: Path) -> None:
     originals, attacked = [], []
     for number, (name, attack) in enumerate(pairs):
         tensors = first.attacks[name, attack].tensors
-        index = torch.tensor(_mixed(tensors["stored_outcomes"], number)[:each], dtype=torch.int64)
+        index = torch.tensor(mixed(tensors["stored_outcomes"], number)[:each], dtype=torch.int64)
         originals.append(first.attacked.images[index])
         attacked.append(tensors["images"][index])
         if each:
-            described.append(list(_describe(first.models[name].classifier, name, attack, first.attacked.subset(index), attacked[-1])))
+            named = f"{attack.name} eps {attack.eps:g}"
+            shown = first.attacked.subset(index)
+            described.append(list(describe(first.models[name].classifier, name, named, attack.attacker, shown, attacked[-1])))
     # Each pair has as many pictures as the others: `each`, or all images.
     pictures = [picture for turn in zip(*described, strict=True) for picture in turn]
     write_gallery(out, pictures, *(torch.stack(parts, dim=1).flatten(0, 1) for parts in (originals, attacked)))
-
-
-def _mixed(outcomes: Tensor, start: int) -> list[int]:
-    """Indices of all outcomes (N,), in turn a rejected, a wrong and a correct one for as long as there are such.
-
-    The first is number `start` of its outcome, so that not all attacks begin with the same image.
-    """
-    found = [(outcomes == outcome).nonzero().flatten() for outcome in (Outcome.REJECTED, Outcome.WRONG, Outcome.CORRECT)]
-    by_outcome = [index.roll(-start).tolist() for index in found]
-    return [index for turn in zip_longest(*by_outcome) for index in turn if index is not None]
-
-
-def _describe(classifier: Classifier, model: str, attack: Attack, clean: ImageSet, attacked: Tensor) -> Iterator[Picture]:
-    """Say of each picture what the model answered before and after; the score is the softmax of the answer's column."""
-    before, after = classifier.scores(clean.floats()), classifier.scores(as_floats(attacked))
-    decided = decide(after, classifier.num_classes)
-    became = outcomes_of(decided, clean.labels)
-    moved = sizes(clean.floats(), as_floats(attacked))
-    names = [*clean.class_names, "reject"]  # REJECT is -1: the last
-    for row, label in enumerate(clean.labels.tolist()):
-        yield Picture(
-            label=names[label],
-            model=model,
-            attack=f"{attack.name} eps {attack.eps:g}",
-            attacker=attack.attacker,
-            clean_decision=names[int(decide(before, classifier.num_classes)[row])],
-            clean_score=float(before[row].softmax(0).max()),
-            decision=names[int(decided[row])],
-            score=float(after[row].softmax(0).max()),
-            outcome=_NAMES[int(became[row])],
-            l2=float(moved["l2"][row]),
-            linf=float(moved["linf"][row]),
-        )

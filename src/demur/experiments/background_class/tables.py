@@ -1,8 +1,8 @@
 """The tables of the background-class paper, measured beside printed, and what they say in plain words."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from demur.classifier import Outcome
 from demur.data.background import Selection
-from demur.evaluation import Cell, Rates, rates, spread, wilson_interval
+from demur.evaluation import Cell, Rates, rates, spread
 from demur.experiments.background_class.attacked import (
     AWARE,
     AWARE_BY_ENTROPY,
@@ -26,9 +26,7 @@ from demur.experiments.background_class.cells import Material, Split, TradeOff, 
 from demur.experiments.background_class.minimum import NEAREST, TARGETED, Found, carlini_table, success
 from demur.experiments.background_class.profile import Profile
 from demur.experiments.results import Figure, Table
-
-Printed = tuple[float, float | None]
-UNKNOWN: Printed = (math.nan, None)
+from demur.experiments.shares import UNKNOWN, Printed, mean, share, triple
 
 COUNTS = {(PLAIN, "train key images"): 310_912, (PLAIN, "test key images"): 34_432, (DEFENDED, "train key images"): 310_912,
           (DEFENDED, "train background"): 191_360, (DEFENDED, "test key images"): 34_432}  # fmt: skip
@@ -44,37 +42,6 @@ SUCCESS = {("FGS", PLAIN): 92.0, ("FG", PLAIN): 94.0, ("Carlini", PLAIN): 100.0,
            ("FGS", DEFENDED): 68.0, ("FG", DEFENDED): 56.0, ("Carlini", DEFENDED): 100.0}  # fmt: skip
 LETTERS = tuple("TtUdEPfFXHCnhAKMVWeRrN")
 """The 22 letters that the paper keeps (sec. IV.A)."""
-
-OUTCOMES: dict[str, Callable[[Rates], int]] = {
-    "correct": lambda found: found.correct,
-    "wrong": lambda found: found.wrong,
-    "rejected": lambda found: found.rejected,
-}
-
-
-def share(row: str, column: str, counts: Sequence[tuple[int, int]], *, group: str = "", paper: Printed = UNKNOWN, note: str = "") -> Figure:
-    """Figure in % from (successes, n) of each repetition: mean and sd over them, and the 95 % Wilson interval of all their images.
-
-    The interval is for these models; how much models differ is in the sd.
-    """
-    figure = Figure(row=row, column=column, group=group, unit="%", paper=None if math.isnan(paper[0]) else paper[0], paper_sd=paper[1])
-    if not all(n for _, n in counts):
-        return replace(figure, note="there was none")
-    over = spread([100 * successes / n for successes, n in counts])
-    total, n = sum(successes for successes, _ in counts), sum(n for _, n in counts)
-    low, high = (100 * bound for bound in wilson_interval(total, n))
-    return replace(figure, measured=over.mean, sd=over.sd, splits=over.n, n=n, low=low, high=high, note=note)
-
-
-def triple(row: str, found: Sequence[Rates], group: str = "", paper: Callable[[str], Printed] = lambda column: UNKNOWN) -> Iterable[Figure]:
-    """Correct, wrong and rejected of one line."""
-    for column, count in OUTCOMES.items():
-        yield share(row, column, [(count(one), one.n) for one in found], group=group, paper=paper(column))
-
-
-def mean(found: Sequence[Rates], column: str) -> float:
-    """Mean share in % of an outcome over the splits."""
-    return 100 * fmean(OUTCOMES[column](one) / one.n for one in found)
 
 
 def worst_of(cells: Sequence[Cell]) -> Tensor:

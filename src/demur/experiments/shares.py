@@ -1,0 +1,54 @@
+"""Shares of outcomes as figures of a table and series of a curve, with what repetitions and images leave uncertain."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from demur.evaluation import Rates, spread, wilson_interval
+from demur.experiments.results import Figure, Series
+
+Printed = tuple[float, float | None]
+"""What a paper prints: a mean, and its sd if it has one."""
+
+UNKNOWN: Printed = (math.nan, None)
+
+OUTCOMES: dict[str, Callable[[Rates], int]] = {
+    "correct": lambda found: found.correct,
+    "wrong": lambda found: found.wrong,
+    "rejected": lambda found: found.rejected,
+}
+
+
+def share(row: str, column: str, counts: Sequence[tuple[int, int]], *, group: str = "", paper: Printed = UNKNOWN, note: str = "") -> Figure:
+    """Figure in % from (successes, n) of each repetition: mean and sd over them, and the 95 % Wilson interval of all their images.
+
+    The interval is for these models; how much models differ is in the sd.
+    """
+    figure = Figure(row=row, column=column, group=group, unit="%", paper=None if math.isnan(paper[0]) else paper[0], paper_sd=paper[1])
+    if not all(n for _, n in counts):
+        return replace(figure, note="there was none")
+    over = spread([100 * successes / n for successes, n in counts])
+    total, n = sum(successes for successes, _ in counts), sum(n for _, n in counts)
+    low, high = (100 * bound for bound in wilson_interval(total, n))
+    return replace(figure, measured=over.mean, sd=over.sd, splits=over.n, n=n, low=low, high=high, note=note)
+
+
+def triple(row: str, found: Sequence[Rates], group: str = "", paper: Callable[[str], Printed] = lambda column: UNKNOWN) -> Iterable[Figure]:
+    """Correct, wrong and rejected of one line."""
+    for column, count in OUTCOMES.items():
+        yield share(row, column, [(count(one), one.n) for one in found], group=group, paper=paper(column))
+
+
+def mean(found: Sequence[Rates], column: str) -> float:
+    """Mean share in % of an outcome over the splits."""
+    return 100 * fmean(OUTCOMES[column](one) / one.n for one in found)
+
+
+def series(name: str, points: Sequence[Rates]) -> Series:
+    """The outcomes at each x of a curve."""
+
+    def of(outcome: str) -> list[float]:
+        return [OUTCOMES[outcome](point) / point.n for point in points]
+
+    return Series(name, of("correct"), of("rejected"), of("wrong"), points[0].n)
