@@ -6,6 +6,7 @@ from demur.attacks.carlini import carlini_l0, carlini_l2, carlini_linf
 from demur.attacks.driver import AttackResult, Problem, drive
 from demur.attacks.fast_gradient import fg, fgs
 from demur.attacks.features import density, likeness
+from demur.attacks.frozen import widened
 from demur.attacks.goals import AnyError, Evade, ForceReject, Goal, Target
 from demur.attacks.minimum_norm import ddn, fmn, sigma_zero
 from demur.attacks.noise import noise
@@ -50,4 +51,5 @@ __all__ = [
     "square",
     "strongest",
     "transfer",
+    "widened",
 ]

@@ -5,7 +5,6 @@ sec. 2.4. The whole, network, machines and all, is one differentiable classifier
 """
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -81,42 +80,11 @@ class Rejecting(nn.Module):
         """Scores (N, K) of a machine's decision values."""
         return machine.probabilities(values) if self.kind == "probability" else values
 
-    def values(self, images: Tensor) -> tuple[RBFMachines, Tensor]:
-        """The machines that decide, and their decision values (N, K)."""
-        values = [machine(features) for machine, features in zip(self.each(), self.taps(images), strict=True)]
-        if self.combiner is None:
-            return self.each()[0], values[0]
-        said = [self.said(machine, value) for machine, value in zip(self.each(), values, strict=True)]
-        return self.combiner, self.combiner(torch.cat(said, 1))
-
     def forward(self, images: Tensor) -> Tensor:
         """Scores of the classes, and the threshold as the reject score."""
-        scores = self.said(*self.values(images))
+        said = [self.said(machine, machine(features)) for machine, features in zip(self.each(), self.taps(images), strict=True)]
+        scores = said[0] if self.combiner is None else self.said(self.combiner, self.combiner(torch.cat(said, 1)))
         return torch.cat([scores, self.threshold.to(scores).expand(len(scores), 1)], 1)
-
-
-class _Logarithmic(nn.Module):
-    """The same decisions from logarithms of probabilities, and gradients of wider kernels."""
-
-    def __init__(self, rejecting: Rejecting, widened: float) -> None:
-        super().__init__()
-        machines = [_widened(machine, widened) for machine in rejecting.each()]
-        combiner = None if rejecting.combiner is None else _widened(rejecting.combiner, widened)
-        self.rejecting = Rejecting(rejecting.taps, machines, combiner, rejecting.kind)
-        self.rejecting.threshold = rejecting.threshold
-
-    def forward(self, images: Tensor) -> Tensor:
-        threshold, (machine, values) = self.rejecting.threshold, self.rejecting.values(images)
-        if self.rejecting.kind == "probability":
-            values, threshold = machine.log_probabilities(values), threshold.clamp(min=1e-30).log()
-        return torch.cat([values, threshold.to(values).expand(len(values), 1)], 1)
-
-
-def _widened(machine: RBFMachines, widened: float) -> RBFMachines:
-    """The same machine, on the same memory, with gradients of a wider kernel."""
-    other = copy(machine)
-    other.widened = widened
-    return other
 
 
 class DeepNeuralRejection(Classifier):
@@ -215,19 +183,6 @@ class DeepNeuralRejection(Classifier):
             rejecting.combiner = combiner.to(device)
         self._set_threshold(validation)
         return self
-
-    def logarithmic(self, widened: float = 1.0) -> Classifier:
-        """The same decisions, for an attacker: logarithms of probabilities do not saturate, and wider kernels reach farther (R14, R18).
-
-        Args:
-            widened: in (0, 1]; gradients are those of kernels with so many times the gamma. Where many gradients are zero, attack with
-                less and less of it.
-
-        It shares its memory with this one, and is as fitted now.
-        """
-        if not 0 < widened <= 1:
-            raise DemurError(f"widened lies in (0, 1], not at {widened}.")
-        return Classifier(_Logarithmic(self.rejecting, widened), self.num_classes)
 
     def _set_threshold(self, validation: tuple[Tensor, Tensor] | None) -> None:
         best = None if validation is None else self.scores(as_floats(validation[0]))[:, : self.num_classes].amax(1)

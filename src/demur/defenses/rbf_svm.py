@@ -26,8 +26,8 @@ class RBFMachines(nn.Module):
     Buffers: support (S, D), less its centre (D,): distances do not change, and rounding takes less from them; squares (S,), the squared
     lengths of the support; weights (S, K), intercepts (K,), platt (K, 2): slope and offset of each class's sigmoid.
 
-    `widened`, in (0, 1], is for an attacker: where gradients are computed, the kernel's is that of a gamma so many times as
-    large. Far from all support vectors the kernel is flat, and gradients are nothing (R14); values stay what they are.
+    `widened`, in (0, 1], is an attacker's, who sets it by `attacks.widened`: where gradients are computed, they are those of a gamma so
+    many times as large. Far from all support vectors a kernel is flat, and gradients are nothing (R14); values stay what they are.
     """
 
     support: Tensor
@@ -79,12 +79,7 @@ class RBFMachines(nn.Module):
 
     def probabilities(self, values: Tensor) -> Tensor:
         """Platt's probabilities (N, K) of decision values (N, K), normalised to a sum of 1."""
-        return self.log_probabilities(values).exp()
-
-    def log_probabilities(self, values: Tensor) -> Tensor:
-        """Their logarithms, which have gradients where the probabilities are so near to 0 or 1 that they have none."""
-        raw = nn.functional.logsigmoid(-(values * self.platt[:, 0] + self.platt[:, 1]))
-        return raw - raw.logsumexp(1, keepdim=True)
+        return nn.functional.logsigmoid(-(values * self.platt[:, 0] + self.platt[:, 1])).softmax(1)
 
 
 def rbf(left: Tensor, right: Tensor, gamma: float) -> Tensor:
