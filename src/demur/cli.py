@@ -43,7 +43,7 @@ def _root() -> None:
 
 @app.command()
 def run(
-    experiment: Annotated[str, typer.Argument(help="background-class")],
+    experiment: Annotated[str, typer.Argument(help="background-class or neural-rejection")],
     profile: Annotated[
         str, typer.Option("--profile", metavar="demo|desk|paper", help="The scale, or the path of a profile (.toml).")
     ] = "demo",

@@ -13,14 +13,14 @@ from pydantic import BaseModel, ValidationError
 
 from demur.errors import DemurError, unknown
 from demur.evaluation import Ledger
-from demur.experiments import background_class
+from demur.experiments import background_class, neural_rejection
 from demur.experiments.cells import Run, versions
 from demur.experiments.results import Cost, Results, write
 from demur.files import canonical_json, write_text, writing
 from demur.hardware import pick_device
 from demur.progress import job, message
 
-EXPERIMENTS: dict[str, ModuleType] = {"background-class": background_class}
+EXPERIMENTS: dict[str, ModuleType] = {"background-class": background_class, "neural-rejection": neural_rejection}
 """Each has TITLE, SOURCE, Profile (a pydantic model), and `prepare`, `work` and `carry_out`, as background_class has them."""
 
 

@@ -38,14 +38,14 @@ def adadelta(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adadelta(parameters, lr=1.0, rho=0.95, eps=1e-7)
 
 
-def rejection_sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Descent as the rejection paper has it (Table 2): rate .1, momentum .9, and Keras' decay: rate / (1 + 1e-6 step) after each step."""
-    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+def rejection_sgd(parameters: Iterable[nn.Parameter], rate: float = 0.1) -> torch.optim.Optimizer:
+    """Descent as the rejection paper has it (Table 2): momentum .9, and Keras' decay: rate / (1 + 1e-6 step) after each step."""
+    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9)
 
     def decay(*_: object) -> None:
         for group in optimizer.param_groups:
             group["steps"] = group.get("steps", 0) + 1  # in the group, so that a checkpoint has it
-            group["lr"] = 0.1 / (1 + 1e-6 * group["steps"])
+            group["lr"] = rate / (1 + 1e-6 * group["steps"])
 
     optimizer.register_step_post_hook(decay)
     return optimizer

@@ -2,27 +2,19 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from demur.experiments.material import Names
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _Count = Field(ge=1)
-
-
-def _listed(value: object) -> object:
-    """A single name is not taken for the list of its characters, nor for a list of one."""
-    if isinstance(value, str):
-        raise ValueError(f'a list of names is wanted: ["{value}"]')
-    return value
-
-
-_Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
 class SelectionProfile(BaseModel):
     """How the confusing kinds of background image are found (sec. IV.A)."""
 
     model_config = _STRICT
-    data: _Names = ()
+    data: Names = ()
     per_class: int = _Count
     folds: int = Field(ge=2)
     repeats: int = _Count
@@ -71,7 +63,7 @@ class Profile(BaseModel):
     """
 
     model_config = _STRICT
-    data: _Names = Field(min_length=1)
+    data: Names = Field(min_length=1)
     keys: tuple[str, ...] | str
     background: tuple[str, ...] | str
     background_share: float | None = Field(None, gt=0)

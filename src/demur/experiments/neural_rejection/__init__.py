@@ -1,0 +1,6 @@
+"""The rejection paper (Thanthulage 2020): does (deep) neural rejection withstand an attacker who knows it?"""
+
+from demur.experiments.neural_rejection.experiment import SOURCE, TITLE, carry_out, prepare, work
+from demur.experiments.neural_rejection.profile import Profile
+
+__all__ = ["SOURCE", "TITLE", "Profile", "carry_out", "prepare", "work"]

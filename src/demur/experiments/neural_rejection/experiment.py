@@ -1,0 +1,121 @@
+"""The rejection experiment from end to end: its images, its models, its attackers, its tables and its gallery."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from demur import seeds
+from demur.data import ImageSet
+from demur.evaluation import Cell, offset_for
+from demur.evaluation.rejection import acceptance_threshold, confidences
+from demur.experiments.cells import Run
+from demur.experiments.neural_rejection import attackers
+from demur.experiments.neural_rejection.attackers import COMPARED, PAPER
+from demur.experiments.neural_rejection.models import DNN, DNR, NR, Material, Model, build, prepare
+from demur.experiments.neural_rejection.profile import Profile
+from demur.experiments.neural_rejection.tables import Sheets
+from demur.experiments.pictures import describe, mixed
+from demur.experiments.results import Curve, Table, write_gallery
+
+__all__ = ["SOURCE", "TITLE", "carry_out", "prepare", "work"]
+
+TITLE = "Neural rejection"
+SOURCE = "Thanthulage 2020, deep neural rejection (after Melis et al. 2017 and Sotgiu et al. 2020)"
+MODELS = 7
+ACCEPTED = 0.99  # of the correct validation images, at the threshold of CCAT's robust error
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What was found on one model, one cell a repeat; `worst` (E, N) and `distance` (N,) of all repeats together."""
+
+    judged: list[Cell]
+    paper: list[Cell]
+    strongest: list[Cell]
+    compared: Mapping[str, list[Cell]]
+    worst: Tensor
+    distance: Tensor
+    rejected_at: Tensor
+
+
+def work(profile: Profile, material: Material) -> float:
+    """Units of work, about one image trained on once, for the time left."""
+    attack, strongest = profile.attack, profile.strongest
+    images, steps = attack.images * attack.repeats, attack.steps * len(attack.eps) / 2
+    trained = len(material.train) * (
+        profile.epochs + profile.retraining.epochs + 2 * profile.adversarial.epochs * profile.adversarial.steps
+    )
+    fitted = 4 * 20 * (profile.machines.per_class or len(material.train))
+    plain, deep = attackers.PASS[False], attackers.PASS[True]
+    curves = 3 * images * steps * plain + 2 * images * steps * (3 * plain + 4 * deep)
+    searched = images * strongest.steps * (3 * plain + 4 * 6 * deep)
+    compared = len(COMPARED) * 2 * images * attack.steps * (plain + 2 * deep)
+    thresholds = 2 * (len(profile.thresholds.rates) + 1) * 2 * profile.thresholds.steps * deep * profile.thresholds.images
+    return trained + fitted + curves + searched + compared + thresholds
+
+
+def carry_out(profile: Profile, material: Material, run: Run, out: Path) -> tuple[list[Table], list[Curve], list[str], list[str]]:
+    """Run all cells; write the gallery; give the tables, the curves, the summary and the warnings."""
+    models, network = build(profile, material, run)
+    total = material.test.take(profile.attack.images * profile.attack.repeats, seeds.derive(run.seed, "attacked"))
+    repeats = [total.subset(index) for index in torch.arange(len(total)).chunk(profile.attack.repeats)]
+    sent = {key: _unaware(profile, model, repeats, run) for key, model in {one.network_key: one for one in models.values()}.items()}
+    found = {name: _attack(profile, model, sent[model.network_key], repeats, material, run) for name, model in models.items()}
+    few = total.subset(torch.arange(profile.thresholds.images))
+    moved = {name: _thresholds(profile, models[name], few, material.validation, run) for name in (NR, DNR)}
+    sheets = Sheets(profile, material, models, network, found, moved, total)
+    _write_pictures(profile, models, found, repeats[0], out)
+    return sheets.tables(), sheets.curves(), sheets.summary(), sheets.warnings()
+
+
+def _unaware(profile: Profile, model: Model, repeats: list[ImageSet], run: Run) -> list[Cell]:
+    return [attackers.unaware_cell(profile, model, images, f"{model.name}, repeat {i}", run) for i, images in enumerate(repeats, start=1)]
+
+
+def _attack(profile: Profile, model: Model, sent: list[Cell], repeats: list[ImageSet], material: Material, run: Run) -> Attacked:
+    """All attackers on one model; those at the eps of the comparison on the models before adversarial training alone."""
+    judged, paper, strongest, worst, distance = [], [], [], [], []
+    compared: dict[str, list[Cell]] = {attack: [] for attack in COMPARED} if model.name in (DNN, NR, DNR) else {}
+    for number, (images, unaware) in enumerate(zip(repeats, sent, strict=True), start=1):
+        name = f"{model.name}, repeat {number}"
+        others = attackers.other_classes(images, material.validation, run.seed)
+        judged.append(attackers.judged_cell(model, unaware, images, name, run))
+        paper.append(attackers.paper_cell(profile, model, images, others, name, run))
+        strongest.append(attackers.strongest_cell(profile, model, images, name, run))
+        for attack, cells in compared.items():
+            cells.append(attackers.compared_cell(profile, model, attack, images, material.validation, name, run))
+        together = [paper[-1], strongest[-1], *(cells[-1] for cells in compared.values())]
+        distance.append(attackers.nearest(profile, judged[-1], unaware, images, together))
+        worst.append(attackers.worst(profile, judged[-1], paper[-1], distance[-1]))
+    rejected_at = torch.cat([cell.tensors["rejected_at"] for cell in strongest])
+    return Attacked(judged, paper, strongest, compared, torch.cat(worst, 1), torch.cat(distance), rejected_at)
+
+
+def _thresholds(profile: Profile, model: Model, images: ImageSet, validation: ImageSet, run: Run) -> dict[float | str, Cell]:
+    """The model at other thresholds, set on validation images: by false rejection rate, and where 99 % of the correct are accepted."""
+    clean = validation.floats()
+    offsets: dict[float | str, float] = {rate: offset_for(model.classifier, clean, rate) for rate in profile.thresholds.rates}
+    confidence, classes = confidences(model.classifier, clean)
+    accepted = acceptance_threshold(confidence.double(), classes == validation.labels, ACCEPTED)
+    offsets["accepted"] = accepted - 1e-5 * max(1.0, abs(accepted))  # a hair below: adding it to a float32 score rounds
+    return {at: attackers.threshold_cell(profile, model, offset, images, model.name, run) for at, offset in offsets.items()}
+
+
+def _write_pictures(profile: Profile, models: Mapping[str, Model], found: Mapping[str, Attacked], images: ImageSet, out: Path) -> None:
+    """What the paper's attack makes of some images of the first repeat, for the gallery (Figure 10)."""
+    each = profile.gallery // 3
+    described, originals, attacked = [], [], []
+    for place, name in enumerate((DNR, NR, DNN)):
+        tensors = found[name].paper[0].tensors
+        index = torch.tensor(mixed(tensors["stored_outcomes"], place)[:each], dtype=torch.int64)
+        originals.append(images.images[index])
+        attacked.append(tensors["images"][index])
+        what = f"PGD in L2, eps {profile.strongest.eps:g}"
+        shown = images.subset(index) if each else None
+        rejects = models[name].rejects
+        described.append(list(describe(models[name].classifier, name, what, PAPER, shown, attacked[-1], rejects)) if shown else [])
+    pictures = [picture for turn in zip(*described, strict=True) for picture in turn]
+    write_gallery(out, pictures, *(torch.stack(parts, dim=1).flatten(0, 1) for parts in (originals, attacked)))

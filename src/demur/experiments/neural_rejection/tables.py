@@ -1,0 +1,310 @@
+"""The figures of the rejection paper that it prints, what its pictures show, and what it lacks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from demur.classifier import Outcome
+from demur.data import ImageSet
+from demur.evaluation import Cell, rates
+from demur.evaluation import rejection as measures
+from demur.experiments.neural_rejection.attackers import ATTACKERS, PAPER, STRONGEST, UNAWARE
+from demur.experiments.neural_rejection.models import ADVERSARIAL, DNN, DNR, NR, RETRAINED, Material, Model
+from demur.experiments.neural_rejection.profile import Profile
+from demur.experiments.results import Curve, Figure, Series, Table
+from demur.experiments.shares import mean, series, share, triple
+
+if TYPE_CHECKING:
+    from demur.experiments.neural_rejection.experiment import Attacked
+
+TABLE_3 = {("training", "cross-entropy"): 0.0684, ("test", "cross-entropy"): 0.0462,
+           ("training", "accuracy"): 98.24, ("test", "accuracy"): 98.95}  # fmt: skip
+PAPERS_IMAGES = 30_000
+ALPHAS = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
+BLIND = 0.01  # the share of zero gradients from which it is worth a warning
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """All that was measured, as tables, curves and sentences."""
+
+    profile: Profile
+    material: Material
+    models: Mapping[str, Model]
+    network: Cell
+    found: "Mapping[str, Attacked]"
+    moved: Mapping[str, Mapping[float | str, Cell]]
+    images: ImageSet
+
+    @property
+    def eps(self) -> float:
+        """Where all attacks are compared."""
+        return self.profile.strongest.eps
+
+    @property
+    def at(self) -> int:
+        """Its place on the curve."""
+        return self.profile.attack.eps.index(self.eps)
+
+    def outcomes(self, model: str, attacker: str) -> list[Tensor]:
+        """Outcomes (E, N) of each repeat."""
+        found = self.found[model]
+        if attacker == STRONGEST:
+            return list(found.worst.chunk(self.profile.attack.repeats, dim=1))
+        return [cell.tensors["outcomes"] for cell in (found.judged if attacker == UNAWARE else found.paper)]
+
+    def tables(self) -> list[Table]:
+        """Table 3, Figures 7 and 8, 11 and 12 in figures, and what the paper does not measure."""
+        return [
+            self._network(),
+            self._machines(),
+            self._clean(),
+            self._against_eps("Correct or rejected", ("correct", "rejected")),
+            self._against_eps("Correct", ("correct",)),
+            self._against_eps("Rejected", ("rejected",)),
+            self._compared(),
+            self._measures(),
+            self._with_rejection(),
+            self._gradients(),
+        ]
+
+    def _network(self) -> Table:
+        values, printed = self.network.values, self.profile.train_images == PAPERS_IMAGES and self.material.train.name == "mnist"
+        measured = {("training", "cross-entropy"): values["loss"], ("training", "accuracy"): 100 * values["accuracy"]}
+        for row, part in (("test", "test"), ("training, without dropout", "train")):
+            measured |= {(row, "cross-entropy"): values[f"{part}_loss"], (row, "accuracy"): 100 * values[f"{part}_accuracy"]}
+        rows = [
+            Figure(
+                row, column, unit="%" if column == "accuracy" else "", measured=value, paper=TABLE_3.get((row, column)) if printed else None
+            )
+            for (row, column), value in measured.items()
+        ]
+        note = f"After {self.profile.epochs} epochs on {len(self.material.train):,} images; in training with dropout, over the last epoch."
+        return Table("The network (Table 3)", rows, note)
+
+    def _machines(self) -> Table:
+        rows = []
+        for name in (NR, DNR, DNR + RETRAINED, DNR + ADVERSARIAL):
+            values = self.models[name].values
+            layers = {layer: accuracy for layer, accuracy in values["by_layer"].items() if layer != "combined" or name != NR}
+            for place, (layer, accuracy) in enumerate(layers.items()):
+                n = len(self.material.test)
+                rows.append(share(layer, "accuracy", [(round(accuracy * n), n)], group=name))
+                if place < len(values["support"]):
+                    rows.append(Figure(layer, "support vectors", group=name, measured=values["support"][place]))
+        settings = self.profile.machines
+        per_class = "all training images" if settings.per_class is None else f"{settings.per_class:,} images of each class"
+        note = (
+            f"Test images whose best machine is that of their class, nothing rejected. RBF machines on {per_class}: C {settings.C:g}, "
+            f"gamma {settings.gamma:g}; combined C {settings.combiner_C:g}, gamma {settings.combiner_gamma:g}. The paper's Figures 7 and 8 "
+            "are not in its text."
+        )
+        return Table("The machines, layer by layer (Figures 7 and 8)", rows, note)
+
+    def _clean(self) -> Table:
+        rows: list[Figure] = []
+        for name, model in self.models.items():
+            found = rates(model.values["clean"])
+            rows += triple(name, [found])
+            rows.append(share(name, "selective accuracy", [(found.correct, found.correct + found.wrong)]))
+            rows.append(Figure(name, "balance", measured=found.balance))
+            if model.rejects:
+                validation = model.values["false_rejection"]
+                rows.append(Figure(name, "rejected of validation", unit="%", measured=100 * validation, n=len(self.material.validation)))
+        note = (
+            f"All {len(self.material.test):,} test images. Selective accuracy is that of what is answered; balance is its harmonic mean "
+            f"with the share answered. Reject below {self.profile.machines.threshold:g}, on Platt's probabilities normalised over classes."
+        )
+        return Table("Clean images", rows, note)
+
+    def _against_eps(self, title: str, counted: Sequence[str]) -> Table:
+        rows = []
+        for attacker in ATTACKERS:
+            for model in self.models:
+                if title == "Rejected" and not self.models[model].rejects:
+                    continue
+                for place, eps in enumerate(self.profile.attack.eps):
+                    # At eps 0 a rejection is an error.
+                    names = [name for name in counted if eps or name != "rejected" or title == "Rejected"]
+                    found = [rates(one[place]) for one in self.outcomes(model, attacker)]
+                    counts = [(sum(getattr(one, name) for name in names), one.n) for one in found]
+                    rows.append(share(model, f"eps {eps:g}", counts, group=attacker))
+        attack = self.profile.attack
+        note = (
+            f"L2; {attack.repeats} times {attack.images} test images, mean and sd over these. Who knows only the network sends what that "
+            "is most surely wrong on. The strongest is the worst of all attackers, image by image."
+        )
+        note += " At eps 0 a rejection counts as an error." if len(counted) > 1 else ""
+        return Table(f"{title}, against eps (Figures 11 and 12)", rows, note)
+
+    def _compared(self) -> Table:
+        rows: list[Figure] = []
+        for model in (DNN, NR, DNR):
+            found = self.found[model]
+            lines = {attacker: [one[self.at] for one in self.outcomes(model, attacker)] for attacker in (UNAWARE, PAPER)}
+            lines |= {attack: [cell.tensors["outcomes"] for cell in cells] for attack, cells in found.compared.items()}
+            lines["the worst of all"] = [one[self.at] for one in self.outcomes(model, STRONGEST)]
+            for attack, each in lines.items():
+                rows += triple(attack, [rates(one) for one in each], group=model)
+        note = (
+            f"Each attack by itself, L2 within {self.eps:g}. The paper's is sec. 2.5.1's margin; the density is a kernel estimate of the "
+            "features of known images, which its conclusion asks for; feature matching goes for the features of an accepted image of "
+            "another class; these two follow gradients of wider kernels. The ensemble is `attacks.strongest`."
+        )
+        return Table(f"The attacks compared, at eps {self.eps:g}", rows, note)
+
+    def _measures(self) -> Table:
+        rows = []
+        for model in (NR, DNR):
+            cells, found = self.moved[model], self.found[model]
+            tuned, n = cells["accepted"].tensors, self.profile.thresholds.images
+
+            def add(column: str, value: float, unit: str = "%", n: int = n, model: str = model) -> None:
+                measured = value * (100 if unit == "%" else 1)
+                rows.append(Figure(model, column, unit=unit, measured=None if value != value else measured, n=n))
+
+            add("robust error at 99 % accepted", _robust_error(tuned))
+            for rate in (0.05, 0.1):
+                if rate in cells:
+                    attacked = rates(cells[rate].tensors["attacked_outcomes"])
+                    add(f"detected at {100 * rate:g} % false rejection", attacked.rejection_rate)
+                    add(f"broken at {100 * rate:g} % false rejection", attacked.error_rate)
+            broken = tuned["attacked_outcomes"] == Outcome.WRONG
+            separable = measures.separability(tuned["clean_confidence"], tuned["attacked_confidence"][broken])
+            add("ROC area, clean against broken", separable, "")
+            clean, worst = found.worst[self.profile.attack.eps.index(0.0)], found.worst[self.at] == Outcome.WRONG
+            implied = measures.implied_robust_accuracy(clean, worst)
+            add(f"implied robust accuracy at eps {self.eps / 2:g}", implied, n=len(self.images))
+        half = self.profile.attack.eps.index(self.eps / 2)
+        for model in (DNN, DNN + RETRAINED, DNN + ADVERSARIAL):
+            known = rates(self.found[model].worst[half])
+            rows.append(share(model, f"implied robust accuracy at eps {self.eps / 2:g}", [(known.correct, known.n)]))
+        note = (
+            f"Attacked within {self.eps:g} in L2 by an attacker who knows the threshold, which is set on "
+            f"{len(self.material.validation):,} clean validation images: robust error where 99 % of the correct ones are accepted (Stutz "
+            "et al. 2020), and what is detected at a false rejection rate. A detector that withstands eps implies a slow classifier that "
+            "withstands half of it (Tramer 2022): the last column has what is implied, and what the networks without rejection reach there."
+        )
+        return Table("Other measures of rejection", rows, note)
+
+    def _with_rejection(self) -> Table:
+        rows = []
+        for model in (name for name, one in self.models.items() if one.rejects):
+            found = self.found[model]
+            broken = found.worst[self.at] == Outcome.WRONG
+            errors = measures.error_with_rejection(broken, found.rejected_at, self.eps, ALPHAS)
+            for alpha, error in zip(ALPHAS, errors, strict=True):
+                rows.append(share(model, f"alpha {alpha:g}", [(round(error * len(broken)), len(broken))]))
+            for power in (1, 2, 4):
+                loss = measures.total_robust_loss(broken, found.rejected_at, measures.ramp_loss(self.eps, power))
+                rows.append(Figure(model, f"ramp loss, power {power}", measured=loss, n=len(broken)))
+            small = found.rejected_at[found.rejected_at.isfinite()]
+            length, lacking = (float(small.median()), "") if len(small) else (None, "there was none")
+            rows.append(Figure(model, "median L2 to a rejection", measured=length, n=len(small), note=lacking))
+        note = (
+            f"Share of images with an accepted error within {self.eps:g}, or a rejection within alpha times {self.eps:g}: R_eps(f, alpha) "
+            "of Chen et al. 2023, and their total robust loss by ramps, where a rejection costs the more the nearer it is. To force "
+            "rejections is an attack too."
+        )
+        return Table("Errors, rejections counted as such near the image", rows, note)
+
+    def _gradients(self) -> Table:
+        rows = []
+        for model, found in self.found.items():
+            for attacker, cells in ((PAPER, found.paper), (STRONGEST, found.strongest)):
+                backwards, flat = (sum(cell.values[kind] for cell in cells) for kind in ("backwards", "flat"))
+                rows.append(Figure(model, "zero gradients", group=attacker, unit="%", measured=100 * flat / max(1, backwards)))
+                rows.append(Figure(model, "gradients an image", group=attacker, measured=backwards / len(self.images)))
+            if self.models[model].rejects:
+                alone = torch.cat([cell.tensors["alone"] for cell in found.strongest], dim=1)
+                reached = alone.isfinite().double().mean(1)
+                for name, value in (("as they are", reached[0]), ("widened", alone[1:].isfinite().any(0).double().mean())):
+                    row = share(model, f"found, kernels {name}", [(round(float(value) * alone.shape[1]), alone.shape[1])], group=STRONGEST)
+                    rows.append(row)
+        note = (
+            "Kernels are flat far from their support vectors. Found: images for which a change of any size to an accepted error was "
+            "found by walking along the boundary, with gradients of the kernels as they are, and of wider ones."
+        )
+        return Table("Gradients", rows, note)
+
+    def curves(self) -> list[Curve]:
+        """Figure 11, Figure 12, and the outcomes against false rejection."""
+        attack = self.profile.attack
+        groups = [((DNN, NR, DNR), "Security evaluation (Figure 11)"), (tuple(self.models)[3:], "After adversarial training (Figure 12)")]
+        drawn = []
+        for names, title in groups:
+            lines = []
+            for model, attacker in ((model, attacker) for model in names for attacker in ATTACKERS):
+                together = torch.cat(self.outcomes(model, attacker), dim=1)
+                lines.append(series(f"{model}, {attacker}", [rates(found) for found in together]))
+            note = f"Outcomes of {len(self.images):,} test images. The paper's measure, its accuracy, is correct or rejected."
+            drawn.append(Curve(title, "eps (L2)", list(attack.eps), lines, note))
+        percent = [round(100 * rate, 10) for rate in self.profile.thresholds.rates]
+        lines = []
+        for model, cells in self.moved.items():
+            for kind in ("clean", "attacked"):
+                lines.append(self._against_rejection(f"{model}, {kind}", cells, f"{kind}_outcomes"))
+        note = (
+            f"The threshold declines that share of {len(self.material.validation):,} validation images. {self.profile.thresholds.images} "
+            f"test images, attacked within {self.eps:g} in L2 by who knows the threshold."
+        )
+        return [*drawn, Curve("Outcomes against false rejection", "validation images rejected (%)", percent, lines, note)]
+
+    def _against_rejection(self, name: str, cells: Mapping[float | str, Cell], kind: str) -> Series:
+        return series(name, [rates(cells[rate].tensors[kind]) for rate in self.profile.thresholds.rates])
+
+    def summary(self) -> list[str]:
+        """Say the main findings in sentences made of the figures."""
+        clean = {name: [rates(self.models[name].values["clean"])] for name in (DNN, NR, DNR)}
+        toy = "A toy, to see how it works: small embedded digits and few images. The real figures are in the README."
+        sentences = [
+            *([toy] if self.material.embedded else []),
+            f"Clean images: {mean(clean[DNN], 'correct'):.2f} % correct for the network, {mean(clean[NR], 'correct'):.2f} % with NR "
+            f"(which rejects {mean(clean[NR], 'rejected'):.2f} %) and {mean(clean[DNR], 'correct'):.2f} % with DNR "
+            f"({mean(clean[DNR], 'rejected'):.2f} % rejected).",
+        ]
+        for model in self.models:
+            wrong = {who: mean([rates(one[self.at]) for one in self.outcomes(model, who)], "wrong") for who in ATTACKERS}
+            sentences.append(
+                f"{model} within {self.eps:g} in L2: {wrong[UNAWARE]:.1f} % wrong and accepted by who knows only the network, "
+                f"{wrong[PAPER]:.1f} % by the paper's attacker, {wrong[STRONGEST]:.1f} % by the strongest; the smallest change to an "
+                f"accepted error that was found has a median length of {_median(self.found[model].distance)}."
+            )
+        return sentences
+
+    def warnings(self) -> list[str]:
+        """Whatever should make a reader doubt a figure (R13, R14, R19), in words."""
+        return [line for model in self.models for line in (*self._better_unaware(model), *self._blind(model))]
+
+    def _better_unaware(self, model: str) -> Iterable[str]:
+        """An attacker who does better for not knowing the defence: the paper's is then too weak."""
+        unaware, paper = (
+            [mean([rates(one[place]) for one in self.outcomes(model, who)], "wrong") for place in range(len(self.profile.attack.eps))]
+            for who in (UNAWARE, PAPER)
+        )
+        places = [f"{eps:g}" for eps, one, other in zip(self.profile.attack.eps, unaware, paper, strict=True) if one > other]
+        if places and self.models[model].rejects:
+            yield (
+                f"On {model} the attacker who knows only the network breaks more than the paper's does at eps {', '.join(places)}: "
+                "the paper's attack is not the worst case there."
+            )
+
+    def _blind(self, model: str) -> Iterable[str]:
+        """The paper's attack without a gradient to follow."""
+        backwards, flat = (sum(cell.values[kind] for cell in self.found[model].paper) for kind in ("backwards", "flat"))
+        if flat > BLIND * backwards:
+            yield f"{100 * flat / backwards:.1f} % of the gradients of the paper's attack on {model} were zero: it was blind there."
+
+
+def _robust_error(tensors: Mapping[str, Tensor]) -> float:
+    """At the threshold that the classifier has, its reject column: confidence 0."""
+    clean, attacked = ((tensors[f"{kind}_wrong"], tensors[f"{kind}_confidence"]) for kind in ("clean", "attacked"))
+    return measures.robust_error(*clean, *attacked, 0.0)
+
+
+def _median(distance: Tensor) -> str:
+    value = float(distance.median())
+    return f"{value:.2f}" if value < float("inf") else "infinity (none was found for half of the images)"
