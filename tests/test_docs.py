@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel
 
 from demur import data
+from demur.experiments import neural_rejection
 from demur.experiments.background_class import experiment
 from demur.experiments.background_class.profile import Profile
 from demur.experiments.runner import load_profile
@@ -52,9 +53,16 @@ def sections(model, name=""):
         yield from sections(kind, f"{name}.{key}".lstrip("."))
 
 
-@pytest.mark.parametrize(("section", "fields"), [pytest.param(*one, id=one[0] or "top") for one in sections(Profile)])
-def test_every_key_of_a_profile_is_described_with_its_default(section, fields):
-    text = PROFILES.split("## Every key", 1)[1]
+@pytest.mark.parametrize(
+    ("experiment", "section", "fields"),
+    [
+        pytest.param(name, *one, id=f"{name} {one[0]}")
+        for name, profile in {"background-class": Profile, "neural-rejection": neural_rejection.Profile}.items()
+        for one in sections(profile)
+    ],
+)
+def test_every_key_of_a_profile_is_described_with_its_default(experiment, section, fields):
+    text = PROFILES.split(f"## Every key of `{experiment}`", 1)[1].split("## ", 1)[0]
     part = text.split(f"`[{section}]`", 1)[1].split("`[", 1)[0] if section else text.split("`[", 1)[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| `")]
     described = {row[0].strip("`"): row for row in rows}

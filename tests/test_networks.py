@@ -54,7 +54,9 @@ def test_the_rejection_network_is_table_1_of_the_rejection_paper():
     shapes = [tuple(parameter.shape) for name, parameter in network.named_parameters() if name.endswith("weight")]
     assert shapes == [(32, 1, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3), (200, 3136), (200, 200), (10, 200)]
     assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
-    assert float(network[11].weight.detach().std()) == pytest.approx(0.05, rel=0.02)
+    assert float(network[7].weight.detach().std()) == pytest.approx(0.05, rel=0.02)
+    limit = (6 / (3136 + 200)) ** 0.5  # Glorot & Bengio 2010, eq. 16
+    assert 0.99 * limit < float(network[11].weight.detach().abs().max()) <= limit
     assert torch.equal(network[0].weight, rejection_network(seed=3)[0].weight)
     assert sum(isinstance(layer, torch.nn.Dropout) for layer in network) == 1
     for options in ({"num_outputs": 1}, {"size": 30}):
