@@ -1,7 +1,7 @@
 """How fast neural rejection is fitted and attacked, beside what others have, on the rejection paper's MNIST network.
 
     python benchmarks/rejection.py [--data-root DIR] [--only fit,growth,attack,growing-attack] [--images 2000] [--most 8000]
-        [--network FILE]
+        [--network FILE] [--keep FILE]
 
 All in one process and one run. `fit`: the layer-5 machines (12,544 features) against scikit-learn's OneVsRestClassifier(SVC(kernel="rbf"))
 on the same features. `growth`: ours alone, up to --most training images. `attack`: gradients of DNR's scores a second, against an
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import SVC
@@ -138,9 +139,13 @@ class Plain:
         return scores.detach(), torch.autograd.grad(margin, image)[0]
 
 
-def attacking(network: nn.Module, train: data.ImageSet, test: data.ImageSet, count: int, plainly: int = 4, steps: int = 10) -> None:
-    """Steps of L2 PGD on DNR: images times steps a second, and that the gradients are the same."""
+def attacking(
+    network: nn.Module, train: data.ImageSet, test: data.ImageSet, count: int, kept: Path | None, plainly: int = 4, steps: int = 10
+) -> None:
+    """Steps of L2 PGD on DNR: images times steps a second, and that the scores are the same."""
     some, few = train.take(count, 0), test.take(128, 0)
+    if kept:
+        np.savez(kept, images=some.images.numpy(), labels=some.labels.numpy(), few=few.floats().numpy())
     deep = DeepNeuralRejection(network, 10, LAYERS).fit(some.images, some.labels)
     images, labels = few.floats(), few.labels
     plain = Plain(deep)
@@ -188,6 +193,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--most", type=int, default=8000)
     parser.add_argument("--network", type=Path, help="file to keep the trained network in")
+    parser.add_argument("--keep", type=Path, help="file to keep the images of the attack in, for benchmarks/rejection_secml.py")
     parser.add_argument("--only", default="fit,growth,attack,growing-attack")
     given = parser.parse_args()
     name = "mnist" if any(status.name == "mnist" and status.where for status in data.describe(given.data_root)) else "digits"
@@ -197,7 +203,7 @@ def main() -> None:
     parts: dict[str, Callable[[], None]] = {
         "fit": lambda: fitting(network, train, test, given.images),
         "growth": lambda: growth(network, train, given.most),
-        "attack": lambda: attacking(network, train, test, given.images),
+        "attack": lambda: attacking(network, train, test, given.images, given.keep),
         "growing-attack": lambda: growing_attack(network, train, test, given.most),
     }
     for part in given.only.split(","):
