@@ -35,13 +35,15 @@ def test_the_readmes_first_python_block_runs_by_itself_and_a_saved_classifier_co
 
 def test_the_example_of_neural_rejection_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks((ROOT / "docs" / "rejection.md").read_text(encoding="utf-8"), "python")
+    code, hardening = blocks((ROOT / "docs" / "rejection.md").read_text(encoding="utf-8"), "python")
     names = {}
     exec(code, names)
     images, labels = names["test"].floats(), names["test"].labels
     for defended in (names["deep"], names["again"], names["single"]):
         came = torch.bincount(names["outcomes"](defended, images, labels), minlength=3) / len(labels)
         assert came[2] < 0.05 and (defended is names["single"] or came[0] > 0.7)
+    exec(hardening, names)
+    assert names["hardened"].added_ > 0
 
 
 def sections(model, name=""):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from demur import attacks, data, seeds
-from demur.classifier import Classifier, outcomes
+from demur.classifier import Classifier, decide, outcomes, outcomes_of
 from demur.data import ImageSet, NoSplitError
 from demur.defenses import AdversarialTraining, DeepNeuralRejection, NeuralRejection
 from demur.errors import DemurError
@@ -180,13 +180,15 @@ def _rejecting(kind: str, suffix: str, profile: Profile, material: Material, net
     def compute(_: Path) -> Computed:
         train = material.train if settings.per_class is None else material.train.balanced(settings.per_class, run.seed)
         classifier.fit(train.images, train.labels, (material.validation.images, material.validation.labels))
+        scores = classifier.scores(material.test.floats())
         values = {
             "gammas": classifier.gammas,
             "support": [len(machine.support) for machine in classifier.rejecting.each()],
             "false_rejection": classifier.false_rejection_,
-            "by_layer": _by_layer(classifier, material.test),
+            "by_layer": _by_layer(classifier, material.test, scores),
         }
-        return values, {**classifier.state_dict(), "clean": outcomes(classifier, material.test.floats(), material.test.labels)}
+        clean = outcomes_of(decide(scores, classes), material.test.labels)
+        return values, {**classifier.state_dict(), "clean": clean}
 
     config = {"cell": "machines", "kind": kind, "network": cell.key, "settings": settings.model_dump(), "seed": run.seed}
     machines = run.cell(f"machines of {kind}{suffix}", config, compute, 20 * (settings.per_class or len(material.train)))
@@ -198,7 +200,7 @@ def _rejecting(kind: str, suffix: str, profile: Profile, material: Material, net
 
 
 @torch.no_grad()
-def _by_layer(classifier: DeepNeuralRejection, images: ImageSet) -> dict[str, float]:
+def _by_layer(classifier: DeepNeuralRejection, images: ImageSet, scores: Tensor) -> dict[str, float]:
     """Accuracy of the machines of each layer by themselves, and of all together, nothing rejected (Figures 7 and 8)."""
     rejecting, right = classifier.rejecting, {}
     chosen = dict.fromkeys(rejecting.taps.layers, 0)
@@ -209,7 +211,7 @@ def _by_layer(classifier: DeepNeuralRejection, images: ImageSet) -> dict[str, fl
         ):
             chosen[name] += int((machine(features).argmax(1).cpu() == batch.labels).sum())
     right = {LAYERS[name]: count / len(images) for name, count in chosen.items()}
-    best = classifier.scores(images.floats())[:, : classifier.num_classes].argmax(1)
+    best = scores[:, : classifier.num_classes].argmax(1)
     return {**right, "combined": float((best == images.labels).double().mean())}
 
 
