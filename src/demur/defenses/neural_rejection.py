@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from demur.classifier import Classifier, check_labels, device_of, evaluating
 from demur.data import as_floats
-from demur.defenses.rbf_svm import RBFMachines, fit_rbf_svm
+from demur.defenses.rbf_svm import RBFMachines, fit_rbf_svm, search_rbf_svm
 from demur.errors import DemurError, unknown
 from demur.files import replacing
 from demur.hardware import tuned
@@ -150,6 +150,23 @@ class DeepNeuralRejection(Classifier):
         """What gives the scores."""
         assert isinstance(self.module, Rejecting)
         return self.module
+
+    def search(self, images: Tensor, labels: Tensor, *, Cs: Sequence[float], gammas: Sequence[float]) -> Self:
+        """Choose C and gamma of each layer's machines by cross-validated accuracy; those that combine keep theirs. Then `fit`.
+
+        Args:
+            images, labels: as for `fit`; a few hundred of each class do.
+            Cs, gammas: what is tried, every pair of them.
+        """
+        check_labels(labels, len(images), self.num_classes)
+        device, C, gamma = device_of(self, images.device), [], []
+        for name in self.rejecting.taps.layers:
+            features = _features(Taps(self.rejecting.taps.network, [name]), images, device)
+            best = search_rbf_svm(features, labels, self.num_classes, Cs=list(Cs), gammas=list(gammas), folds=self.folds, seed=self.seed)
+            C.append(best[0])
+            gamma.append(best[1])
+        self.C, self.gamma = C, gamma
+        return self
 
     def fit(self, images: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor] | None = None) -> Self:
         """Fit the machines on images that the network had best not been trained on, and set the threshold.
