@@ -113,9 +113,13 @@ def test_the_search_finds_what_cross_validation_finds():
 
 def test_a_search_sets_what_each_layers_machines_are_fitted_with(trained):
     network, images, labels = trained
-    deep = DeepNeuralRejection(network, 10, LAYERS, threshold=0.5).search(images[:300], labels[:300], Cs=[1e-4, 10.0], gammas=[1e-6, 0.01])
-    assert deep.C == [10.0] * 3 and set(deep.gamma) <= {1e-6, 0.01}
-    assert deep.fit(images[:300], labels[:300]).gammas == [*deep.gamma, deep.combiner_gamma]
+    images, labels, tried = images[:300], labels[:300], {"Cs": [1e-4, 10.0], "gammas": [1e-6, 0.01]}
+    deep = DeepNeuralRejection(network, 10, LAYERS, threshold=0.5).search(images, labels, **tried)
+    with torch.no_grad():
+        features = Taps(network, LAYERS)(data.as_floats(images))
+    best = [search_rbf_svm(layer, labels, 10, **tried)[:2] for layer in features]
+    assert list(zip(deep.C, deep.gamma, strict=True)) == best
+    assert deep.fit(images, labels).gammas == [*deep.gamma, deep.combiner_gamma]
 
 
 @given(st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.9]), min_size=1, max_size=30), st.floats(0, 0.99))
