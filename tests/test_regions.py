@@ -1,0 +1,124 @@
+"""Where an attacker may act: boxes, strokes, masks, what the network calls the object, and the control of the same area. R26."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from demur import Classifier, DemurError, data
+from demur.attacks import pgd, regions
+from models import Constant, convolutional, images_of, linear
+
+
+def test_boxes_are_left_top_right_bottom_and_each_image_has_its_own():
+    region = regions.inside_boxes((6, 8), [[(1, 2, 4, 5)], [], [(0, 0, 8, 1), (7, 0, 8, 6)]])
+    assert region.shape == (3, 1, 6, 8)
+    expected = torch.zeros(6, 8)
+    expected[2:5, 1:4] = 1
+    assert torch.equal(region[0, 0], expected) and not region[1].any()
+    assert region[2, 0, 0].all() and region[2, 0, :, 7].all() and int(region[2].sum()) == 8 + 5
+    for box in ((0, 0, 9, 6), (-1, 0, 2, 2), (3, 0, 2, 2), (0, 5, 2, 7)):
+        with pytest.raises(DemurError, match="does not lie in an image"):
+            regions.inside_boxes((6, 8), [[box]])
+
+
+def test_strokes_are_where_the_image_is_bright_and_grow_by_dilation():
+    image = torch.zeros(1, 1, 7, 7)
+    image[0, 0, 3, 3] = 1
+    assert int(regions.foreground(image).sum()) == 1
+    grown = regions.foreground(image, dilation=2)
+    assert int(grown.sum()) == 25 and bool(grown[0, 0, 1:6, 1:6].all())
+    assert not regions.foreground(torch.zeros(2, 3, 4, 4)).any() and regions.foreground(torch.ones(2, 3, 4, 4)).shape == (2, 1, 4, 4)
+    with pytest.raises(DemurError, match="dilation"):
+        regions.foreground(image, dilation=-1)
+
+
+def test_a_segmentation_mask_is_where_it_is_not_0():
+    mask = torch.tensor([[[0, 2], [255, 0]]])
+    assert regions.inside_mask(mask).tolist() == [[[[0.0, 1.0], [1.0, 0.0]]]]
+    assert torch.equal(regions.inside_mask(mask[:, None].bool()), regions.inside_mask(mask))
+    with pytest.raises(DemurError, match="segmentation masks"):
+        regions.inside_mask(torch.zeros(1, 3, 2, 2))
+
+
+@given(st.integers(0, 1000), st.integers(1, 5), st.sampled_from([1, 3]), st.integers(2, 9))
+def test_the_control_has_the_same_area_and_is_drawn_anew_for_each_image(seed, count, channels, size):
+    region = (torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(seed)) < 0.3).float()
+    control = regions.same_area(region, seed)
+    assert control.shape == (count, 1, size, size)
+    assert torch.equal(control.flatten(1).sum(1), (region > 0).any(1).flatten(1).sum(1).float())
+    assert torch.equal(control, regions.same_area(region, seed))
+
+
+def test_empty_and_full_regions_have_empty_and_full_controls():
+    for value in (0.0, 1.0):
+        assert torch.equal(regions.same_area(torch.full((2, 1, 4, 4), value)), torch.full((2, 1, 4, 4), value))
+
+
+class _Corner(nn.Module):
+    """Class 1 is brightness at the top left, class 0 anywhere else, by way of a convolution that keeps places."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1, bias=False)
+        nn.init.constant_(self.conv.weight, 1.0)
+
+    def forward(self, images):
+        seen = self.conv(images)
+        return torch.stack([seen[:, 0, 4:, 4:].mean((1, 2)), seen[:, 1, :4, :4].mean((1, 2))], 1)
+
+
+def test_the_activation_map_shows_what_the_network_looks_at():
+    """Of the class' channel only: with the gradient averaged over places, what counts is where it is active."""
+    images = torch.zeros(2, 1, 8, 8)
+    images[:, 0, 1:3, 1:3] = 1
+    classifier = Classifier(_Corner(), 2)
+    region = regions.class_activation(classifier, images, torch.tensor([1, 1]), threshold=0.5)
+    assert region.shape == (2, 1, 8, 8) and torch.equal(region[0, 0].bool(), images[0, 0].bool())
+    assert not regions.class_activation(classifier, torch.zeros(1, 1, 8, 8), torch.tensor([1])).any()
+
+
+def test_the_activation_map_leaves_the_network_as_it_was_and_is_enlarged_to_the_images():
+    classifier, images = convolutional(4), images_of(5)
+    labels = classifier.predict(images)
+    classifier.train()
+    region = regions.class_activation(classifier, images, labels, batch_size=2)
+    assert region.shape == (5, 1, 8, 8) and set(region.unique().tolist()) <= {0.0, 1.0} and classifier.module.training
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+    assert torch.equal(region, regions.class_activation(classifier, images, labels, batch_size=5, layer="module.0"))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: regions.class_activation(convolutional(4), images_of(2), torch.tensor([0, 1]), layer="conv"), "unknown layer"),
+        (lambda: regions.class_activation(convolutional(4), images_of(2), torch.tensor([0, 1]), layer="module.5"), "channels and pixels"),
+        (lambda: regions.class_activation(linear(3, 64, 3), images_of(2), torch.tensor([0, 1])), "no convolution"),
+        (lambda: regions.class_activation(convolutional(4), images_of(2), torch.tensor([0, 4])), r"0\.\.3"),
+        (lambda: regions.class_activation(convolutional(4), images_of(2), torch.tensor([0, 1]), threshold=1.5), "share of the map"),
+        (lambda: regions.same_area(torch.zeros(4, 4)), "a region of images"),
+    ],
+)
+def test_what_does_not_fit_is_said(call, said):
+    with pytest.raises(DemurError, match=said):
+        call()
+
+
+def test_an_attack_keeps_to_any_of_them_bit_for_bit_and_an_empty_one_changes_nothing():
+    """R26: the object is the digit's strokes; around it, on it, and on as many pixels anywhere."""
+    digits = data.load("digits", "test")
+    images, labels = digits.floats()[:6], digits.labels[:6]
+    classifier = linear(10, 784, 10)
+    strokes = regions.foreground(images, dilation=1)
+    for region in (strokes, regions.outside(strokes), regions.same_area(strokes)):
+        result = pgd(classifier, images, labels, eps=0.3, steps=10, region=region, random_start=True)
+        where = region.expand_as(images)
+        assert bool((result.attempts == images)[where == 0].all()) and bool((result.attempts != images)[where == 1].any())
+    empty = pgd(classifier, images, labels, eps=0.3, steps=3, region=torch.zeros(1, 1, 28, 28))
+    assert torch.equal(empty.attempts, images)
+
+
+def test_a_constant_classifier_has_no_map():
+    with pytest.raises(DemurError, match="no convolution"):
+        regions.class_activation(Classifier(Constant([1.0, 0.0]), 2), images_of(1), torch.tensor([0]))
