@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from demur import Classifier, DemurError, Outcome, data, outcomes
-from demur.attacks import pgd
-from demur.defenses import AdversarialTraining
+from demur.attacks import AnyError, pgd, regions
+from demur.defenses import AdversarialTraining, LocalizedAdversarialTraining
 from demur.networks import fit
 
 ATTACK = partial(pgd, norm="l2", eps=1.5, steps=10, random_start=True)
@@ -92,7 +92,60 @@ def test_two_steps_add_what_broke_the_network_and_nothing_else(digits, plain):
         idle.retrain(train.images[:50], torch.from_numpy(Classifier(plain, 10).predict(train.floats()[:50]).numpy()), epochs=1)
 
 
+REGION = regions.outside(regions.centre_box((28, 28), 14, 14))
+
+
+@pytest.mark.parametrize("posthoc", [False, True])
+def test_what_is_outside_the_region_is_trained_on_as_it_is(digits, posthoc):
+    """R26: bit for bit, in both readings of algorithm 1, and for a region of each batch's own."""
+    train, _ = digits
+    images, labels = train.floats()[:32], train.labels[:32]
+    for region in (REGION, lambda images, labels: regions.outside(regions.foreground(images, dilation=1))):
+        trained = LocalizedAdversarialTraining(
+            network(), 10, partial(pgd, eps=0.3, steps=3, random_start=True), region=region, posthoc=posthoc
+        )
+        attacked = trained._attacked(images, labels, AnyError("cross_entropy", confidence=1e9), 0)
+        where = (region(images, labels) if callable(region) else region).expand_as(images)
+        assert bool((attacked == images)[where == 0].all()) and bool((attacked != images)[where == 1].any())
+        trained.fit(train.images[:64], train.labels[:64], epochs=1, batch_size=64)
+
+
+def test_training_against_the_background_withstands_attacks_on_it(digits, plain):
+    """The localized paper's claim, in small."""
+    train, test = digits
+    attack = partial(pgd, eps=0.3, steps=8, random_start=True)
+    trained = LocalizedAdversarialTraining(network(), 10, attack, region=REGION).fit(train.images, train.labels, **OPTIONS)
+    images, labels = test.floats()[:100], test.labels[:100]
+    left = [
+        float((~pgd(one, images, labels, eps=0.3, steps=20, region=REGION).found).double().mean())
+        for one in (Classifier(plain, 10), trained)
+    ]
+    assert left[1] > left[0] + 0.2 and correct(trained, test.floats(), test.labels) > 0.85
+
+
+def test_a_region_of_nothing_is_plain_training(digits):
+    train, _ = digits
+    images, labels = train.images[:128], train.labels[:128]
+    options = {"epochs": 1, "batch_size": 64, "precision": "float32"}
+    attack = partial(pgd, eps=0.3, steps=2, precision="float32")
+    nowhere = LocalizedAdversarialTraining(network(), 10, attack, region=torch.zeros(1, 1, 28, 28)).fit(images, labels, **options).module
+    unattacked = network()
+    fit(unattacked, images, labels, **options)
+    for name, value in unattacked.state_dict().items():
+        torch.testing.assert_close(nowhere.state_dict()[name], value, msg=name)
+
+
 def test_what_does_not_fit_is_said():
+    with pytest.raises(DemurError, match="name one"):
+        AdversarialTraining(network(), 10, ATTACK, posthoc=True)
+    with pytest.raises(DemurError, match="does not broadcast"):
+        LocalizedAdversarialTraining(network(), 10, ATTACK, region=torch.ones(1, 1, 8, 8)).fit(
+            torch.zeros(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64), epochs=1
+        )
+    with pytest.raises(DemurError, match="of 0 and 1"):
+        LocalizedAdversarialTraining(network(), 10, partial(pgd, eps=0.1, steps=1), region=torch.full((28, 28), 0.5), posthoc=True).fit(
+            torch.zeros(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64), epochs=1
+        )
     with pytest.raises(DemurError, match="share"):
         AdversarialTraining(network(), 10, ATTACK, share=0.0)
     with pytest.raises(DemurError, match=r"labels must lie in 0\.\.9"):

@@ -330,7 +330,8 @@ def drive(
                 clean.evaluate(clean.images)
             book.attempts = torch.where(per_image(book.found, attempts), book.attempts, attempts)
         check_answers(book.found | book.loss.isfinite())
-        warn_if_blind(int(book.flat.sum()), int(book.backwards.sum()))
+        if region is None or bool(region.any()):  # an attacker who may act nowhere is not blind
+            warn_if_blind(int(book.flat.sum()), int(book.backwards.sum()))
         found = book.found & _recheck(classifier, goal, book, labels, batch_size + 1, device)
 
     clean_images = images.cpu()

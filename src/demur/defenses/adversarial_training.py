@@ -1,4 +1,6 @@
-"""Adversarial training: on attacked batches all along, or, as the rejection paper has it, once more with what broke the network."""
+"""Adversarial training: on attacked batches all along, everywhere or in a region, or, as the rejection paper has it, once more with what
+broke the network.
+"""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -7,12 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from demur import seeds
-from demur.attacks import AnyError, AttackResult
+from demur.attacks import AnyError, AttackResult, Goal
+from demur.attacks.regions import check_region
 from demur.classifier import Classifier, check_labels
 from demur.data import as_floats
 from demur.errors import DemurError
 from demur.networks import Epoch, fit
 from demur.progress import Silent, reporting
+
+Region = Tensor | Callable[[Tensor, Tensor], Tensor]
+"""A region for all images, or what makes one of a batch: (images, labels) -> (n, 1, H, W)."""
 
 NEVER = 1e9
 """A confidence that no attack reaches: it then goes on to the largest loss, and does not stop where the answer first turns."""
@@ -26,6 +32,9 @@ class AdversarialTraining(Classifier):
         num_classes: K.
         attack: with all but classifier, images, labels, goal and seed filled in: `partial(attacks.pgd, norm="l2", eps=1.5, steps=10)`.
         share: of each batch that is attacked; the rest stays clean. 1 replaces whole batches (Madry et al. 2018).
+        region: where the attack may act, anywhere if None.
+        posthoc: attack everywhere, and put back afterwards what lies outside the region, as algorithm 1 of the localized paper is
+            written. Otherwise the attack keeps to the region in every step, as its sec. 3 has it.
 
     Attributes:
         history_: list of Epoch, after `fit` or `retrain`. added_: how many attacked images `retrain` trained on.
@@ -34,11 +43,22 @@ class AdversarialTraining(Classifier):
     history_: list[Epoch]
     added_: int = 0
 
-    def __init__(self, module: nn.Module, num_classes: int, attack: Callable[..., AttackResult], *, share: float = 1.0) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        num_classes: int,
+        attack: Callable[..., AttackResult],
+        *,
+        share: float = 1.0,
+        region: Region | None = None,
+        posthoc: bool = False,
+    ) -> None:
         if not 0 < share <= 1:
             raise DemurError(f"the share of each batch that is attacked lies in (0, 1], not at {share}.")
+        if posthoc and region is None:
+            raise DemurError("what is put back afterwards lies outside a region: name one.")
         super().__init__(module, num_classes)
-        self.attack, self.share = attack, share
+        self.attack, self.share, self.region, self.posthoc = attack, share, region, posthoc
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int = 0, **options: Any) -> Self:
         """Train on batches that are attacked as the network stands, to the largest cross-entropy that the attack finds.
@@ -54,12 +74,24 @@ class AdversarialTraining(Classifier):
         def attacked(network: nn.Module, batch: Tensor, true: Tensor, step: int) -> tuple[Tensor, Tensor]:
             count = max(1, round(self.share * len(batch)))  # the batch is in random order
             goal = AnyError("cross_entropy", confidence=NEVER)
-            with reporting(Silent()):
-                found = self.attack(self, batch[:count], true[:count], goal=goal, seed=seeds.derive(seed, "attack", step))
-            return torch.cat([found.attempts, batch[count:]]), true
+            return torch.cat([self._attacked(batch[:count], true[:count], goal, seeds.derive(seed, "attack", step)), batch[count:]]), true
 
         self.history_ = fit(self.module, images, labels, transform=attacked, seed=seed, **options)
         return self
+
+    def _attacked(self, images: Tensor, labels: Tensor, goal: Goal, seed: int) -> Tensor:
+        """What the attack makes of a batch (n, C, H, W)."""
+        region = self.region(images, labels) if callable(self.region) else self.region
+        with reporting(Silent()):
+            if not self.posthoc or region is None:
+                options = {} if region is None else {"region": region}
+                return self.attack(self, images, labels, goal=goal, seed=seed, **options).attempts
+            attempts = self.attack(self, images, labels, goal=goal, seed=seed).attempts
+        where = check_region(region, images)
+        assert where is not None
+        if not bool(((where == 0) | (where == 1)).all()):
+            raise DemurError("what lies outside a region can be put back afterwards only if the region is of 0 and 1.")
+        return torch.where(where > 0, attempts, images)
 
     def retrain(self, images: Tensor, labels: Tensor, attacked: Tensor | None = None, *, seed: int = 0, **options: Any) -> Self:
         """Attack a network that is trained already, and train it further on all images and on those that were broken.
@@ -84,3 +116,27 @@ class AdversarialTraining(Classifier):
         true = torch.cat([labels, labels[index][found.found.to(labels.device)]])
         self.history_ = fit(self.module, together, true, seed=seed, **options)
         return self
+
+
+class LocalizedAdversarialTraining(AdversarialTraining):
+    """A classifier whose network is trained on images that are attacked where their object is not (Rothberg et al. 2019, algorithm 1).
+
+    It learns not to rely on what lies in the region. Any input will do: of a vector of features, the region names those not to rely on.
+
+    Args:
+        region: where the attack may act: `regions.outside(regions.centre_box((28, 28), 12, 12))`, or what makes one of each batch:
+            `lambda images, labels: regions.outside(regions.foreground(images, dilation=1))`. A region of 0 everywhere is plain training.
+        The others are as in `AdversarialTraining`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        num_classes: int,
+        attack: Callable[..., AttackResult],
+        *,
+        region: Region,
+        share: float = 1.0,
+        posthoc: bool = False,
+    ) -> None:
+        super().__init__(module, num_classes, attack, share=share, region=region, posthoc=posthoc)

@@ -133,7 +133,8 @@ def fit(
             ends = step % steps_per_epoch == 0
             if len(pending) == CHECK_STEPS or ends:
                 sums = sums + _collect(pending, step)
-                progress.advance(len(pending), f"loss {pending[-1][0] / pending[-1][2]:.3f}")
+                lost, correct, n = pending[-1].tolist()
+                progress.advance(len(pending), f"loss {lost / n:.3f}, accuracy {correct / n:.1%}")
                 pending.clear()
                 if ends:
                     everywhere = torch.as_tensor(fabric.all_reduce(sums.to(fabric.device), reduce_op="sum"))

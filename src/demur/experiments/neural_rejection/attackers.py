@@ -107,25 +107,21 @@ def strongest_cell(profile: Profile, model: Model, images: ImageSet, name: str, 
 
     def compute(_: Path) -> Computed:
         clean, labels = images.floats(), images.labels
+        walk = partial(attacks.ddn, model.classifier, clean, labels, steps=steps, seed=run.seed)
+        results = []
+        for factor in factors:
+            with attacks.widened(model.classifier, factor):
+                results.append(walk())
+        alone = torch.stack([result.distance for result in results])
+        rejected_at = torch.full_like(alone[0], torch.inf)
+        if model.rejects:  # away from known images the kernels as they are point the way
+            results.append(walk(goal=ForceReject()))
+            rejected_at = results[-1].distance
+        passes = {kind: sum(int(getattr(result, kind).sum()) for result in results) for kind in ("forwards", "backwards", "flat")}
+        return passes, {"distance": alone.amin(0), "rejected_at": rejected_at, "alone": alone}
 
-        def smallest(**options: Any) -> tuple[Tensor, list[AttackResult]]:
-            results = []
-            for factor in factors:
-                with attacks.widened(model.classifier, factor):
-                    results.append(attacks.ddn(model.classifier, clean, labels, steps=steps, seed=run.seed, **options))
-            return torch.stack([result.distance for result in results]).amin(0), results
-
-        distance, results = smallest()
-        passed = list(results)
-        rejected_at = torch.full_like(distance, torch.inf)
-        if model.rejects:
-            rejected_at, more = smallest(goal=ForceReject())
-            passed += more
-        passes = {kind: sum(int(getattr(result, kind).sum()) for result in passed) for kind in ("forwards", "backwards", "flat")}
-        return passes, {"distance": distance, "rejected_at": rejected_at, "alone": torch.stack([result.distance for result in results])}
-
-    config = _config("strongest", model.key, images, {"steps": steps, "factors": factors}, run)
-    work = (2 if model.rejects else 1) * len(factors) * steps * PASS[model.rejects] * len(images)
+    config = _config("strongest", model.key, images, {"steps": steps, "factors": factors, "rejected": (1.0,)}, run)
+    work = (len(factors) + model.rejects) * steps * PASS[model.rejects] * len(images)
     return run.cell(f"{STRONGEST}, {name}", config, compute, work)
 
 

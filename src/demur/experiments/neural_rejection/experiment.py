@@ -51,7 +51,7 @@ def work(profile: Profile, material: Material) -> float:
     fitted = 4 * 20 * (profile.machines.per_class or len(material.train))
     plain, deep = attackers.PASS[False], attackers.PASS[True]
     curves = 3 * images * steps * plain + 2 * images * steps * (3 * plain + 4 * deep)
-    searched = images * strongest.steps * (3 * plain + 4 * 6 * deep)
+    searched = images * strongest.steps * (3 * plain + 4 * 4 * deep)
     compared = len(COMPARED) * 2 * images * attack.steps * (plain + 2 * deep)
     thresholds = 2 * (len(profile.thresholds.rates) + 1) * 2 * profile.thresholds.steps * deep * profile.thresholds.images
     return trained + fitted + curves + searched + compared + thresholds
