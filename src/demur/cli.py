@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from demur.errors import DemurError
+from demur.errors import DemurError, DemurWarning
 from demur.progress import reporting
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def main() -> None:
     """Run the command line. Bad input is one line on stderr and exit code 2; an interruption is exit code 130."""
     # What libraries warn their callers of is not for the user of a command.
     warnings.filterwarnings("ignore", module=r"lightning(\..*)?|torch(\..*)?")
+    warnings.filterwarnings("ignore", category=DemurWarning)  # a run's results say it of each cell
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # typer catches Ctrl-C itself, and gives this
