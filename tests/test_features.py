@@ -8,7 +8,7 @@ from scipy.stats import gaussian_kde
 from torch import nn
 
 from demur import Classifier, DemurError, data
-from demur.attacks import Evade, ddn, density, fmn, likeness, pgd, sizes
+from demur.attacks import Evade, ddn, density, fmn, likeness, pgd, sizes, strongest
 from demur.defenses import NeuralRejection
 from demur.defenses.neural_rejection import Taps
 from demur.networks import fit
@@ -79,6 +79,9 @@ def test_a_bonus_is_for_attacks_with_an_eps():
     for attack in (ddn, fmn):
         with pytest.raises(DemurError, match="bonus is for attacks with an eps"):
             attack(classifier, images, classifier.predict(images), goal=Evade(bonus=bonus))
+    with pytest.raises(DemurError, match="bonus is for attacks with an eps"):
+        strongest(classifier, images, classifier.predict(images), norm="l2", goal=Evade(bonus=bonus))
+    strongest(classifier, images, classifier.predict(images), norm="l2", eps=1e-4, steps=2, targets=1, queries=3, goal=Evade(bonus=bonus))
     with pytest.raises(DemurError, match="at least two"):
         density(plain, images[:1])
     with pytest.raises(DemurError, match="weight must be positive"):
@@ -93,6 +96,18 @@ class _Walled(nn.Module):
         return torch.stack([torch.zeros_like(mean), (mean - 0.6).clamp(min=0) * 10 - 1], 1)
 
 
+def test_a_bonus_of_another_network_is_in_evaluation_mode_and_takes_float64_images():
+    """R3: dropout would draw, and batch statistics would move."""
+    classifier, other, images = linear(3, 64, 3), convolutional(3), images_of(4)
+    other.train()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    bonus = density(Taps(other.module, ["0"]), images)
+    goal = Evade(confidence=1e9, bonus=bonus)
+    one, two = (pgd(classifier, images.double(), classifier.predict(images), eps=0.1, steps=3, goal=goal).attempts for _ in range(2))
+    assert torch.equal(one, two) and other.module.training
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in before.items())
+
+
 def test_a_start_for_each_run_is_double_initialisation():
     """R18: from the image alone the attack is blind; from another class' image it is not."""
     classifier = Classifier(_Walled(), 2)
@@ -102,7 +117,8 @@ def test_a_start_for_each_run_is_double_initialisation():
     with pytest.warns(UserWarning, match="blind"):
         assert not attack().found.any()
     assert attack(start=torch.stack([images, others]), restarts=2).found.all()
-    assert attack(start=torch.stack([images, others]), restarts=1).found.sum() == 0
+    with pytest.raises(DemurError, match="there are 2 starts, but restarts is 1"):
+        attack(start=torch.stack([images, others]))
     with pytest.raises(DemurError, match="start has shape"):
         attack(start=torch.stack([images[:2], others[:2]]), restarts=2)
 

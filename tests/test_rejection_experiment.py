@@ -152,10 +152,11 @@ def test_the_worst_is_wrong_if_any_attacker_makes_it_so(profile):
             self.tensors = {"outcomes": torch.full((count, 4), int(outcome))}
 
     distance = torch.tensor([0.0, 1.0, 3.0, torch.inf])
-    worst = attackers.worst(settings, Found(Outcome.CORRECT), Found(Outcome.REJECTED), distance)
+    rejected_at = torch.tensor([torch.inf, 0.0, 1.5, 1.5])
+    worst = attackers.worst(settings, Found(Outcome.CORRECT), Found(Outcome.CORRECT), distance, rejected_at)
     assert worst[0].tolist() == [Outcome.CORRECT] * 4  # at eps 0 nobody attacks
     assert worst[1:].tolist() == [
-        [Outcome.WRONG, Outcome.WRONG, Outcome.REJECTED, Outcome.REJECTED],
+        [Outcome.WRONG, Outcome.WRONG, Outcome.CORRECT, Outcome.CORRECT],
         [Outcome.WRONG, Outcome.WRONG, Outcome.REJECTED, Outcome.REJECTED],
         [Outcome.WRONG, Outcome.WRONG, Outcome.WRONG, Outcome.REJECTED],
     ]

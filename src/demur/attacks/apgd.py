@@ -43,19 +43,20 @@ def apgd(
             steps do not see a scale, and it needs three classes or four, where a reject column makes unclear which (R22).
         targets: if not 0, run once for each of so many wanted classes, from the best on the clean image down, each time climbing that
             class' margin alone; `num_classes - 1` for all. The reject column is not among them, unless the goal wants it.
-        start: (N, C, H, W) where the first run starts, if not at random; each restart starts at random.
+        start: (N, C, H, W) where the first run starts, or (R, N, C, H, W) for the first R runs; the others start at random.
 
     Images (N, C, H, W) in [0, 1], labels (N,). Raises: DemurError for input that does not fit.
     """
     if norm not in ("linf", "l2"):
         raise DemurError(f"apgd works in linf and l2, not {norm!r}; use pgd there.")
     check_counts(steps=steps)
+    given = 0 if start is None else 1 if start.ndim == images.ndim else len(start)
     if targets < 0:
         raise DemurError(f"targets must not be negative, but is {targets}.")
 
     def attack(problem: Problem) -> None:
         if not targets:
-            first = problem.random_start() if start is None or problem.restart else problem.start
+            first = problem.random_start() if problem.restart >= given else problem.start
             _ascend(problem, first, steps)
             return
         wanted = problem.goal.wanted(seen := problem.evaluate(problem.images).scores, problem.labels, problem.num_classes)
@@ -66,7 +67,7 @@ def apgd(
                 return
             aimed = problem.part("target", place)
             aimed.goal = problem.goal.toward(order[:, place])
-            given_start = start is not None and not problem.restart and place == 0
+            given_start = problem.restart < given and place == 0
             _ascend(aimed, aimed.start if given_start else aimed.random_start(), steps)
 
     sought = goal or Evade()

@@ -45,6 +45,12 @@ def check_request(classifier: Classifier, images: Tensor, labels: Tensor, goal: 
         )
 
 
+def check_bonus(goal: Goal | None, eps: object) -> None:
+    """Raise DemurError for a bonus where the smallest change is sought."""
+    if eps is None and goal is not None and goal.bonus is not None:
+        raise DemurError("an attack that seeks the smallest change follows the boundary alone: a goal's bonus is for attacks with an eps.")
+
+
 def check_answers(answered: Tensor) -> None:
     """Raise DemurError unless all images were answered (N,) with finite scores at least once."""
     bad = int((~answered).sum())

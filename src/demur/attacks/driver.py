@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from demur import seeds
-from demur.attacks.checks import check_answers, check_counts, check_eps, check_request, warn_if_blind
+from demur.attacks.checks import check_answers, check_bonus, check_counts, check_eps, check_request, warn_if_blind
 from demur.attacks.frozen import channels_last, frozen
 from demur.attacks.goals import Goal
 from demur.attacks.norms import Ball, ball_of, per_image
@@ -291,10 +291,11 @@ def drive(
     Raises: DemurError for input that does not fit (range, dtype, NaN, shape, label, region, eps, goal).
     """
     check_request(classifier, images, labels, goal)
-    if eps is None and goal.bonus is not None:
-        raise DemurError("an attack that seeks the smallest change follows the boundary alone: a goal's bonus is for attacks with an eps.")
+    check_bonus(goal, eps)
     check_counts(restarts=restarts, batch_size=batch_size)
     starts = [] if start is None else [start] if start.ndim == images.ndim else list(start)
+    if len(starts) > restarts:
+        raise DemurError(f"there are {len(starts)} starts, but restarts is {restarts}: each start is a run's.")
     for one in starts:
         check_images(one)
         if one.shape != images.shape:

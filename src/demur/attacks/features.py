@@ -37,7 +37,7 @@ class Density:
         """The weighted log density, (n,): of Gaussians without their constant, which no gradient sees."""
         layers = [
             torch.logsumexp(_squares(found, known) / (-2 * width**2), 1) / known.shape[1]
-            for found, known, width in zip(self.features(images), self.known, self.width, strict=True)
+            for found, known, width in zip(_layers(self.features, images), self.known, self.width, strict=True)
         ]
         return self.weight * torch.stack(layers).mean(0)
 
@@ -62,7 +62,7 @@ class Likeness:
         """The weighted likeness, (n,)."""
         layers = [
             (found.to(guide) - guide).square().sum(1) / guide.square().sum(1).clamp(min=1e-12)
-            for found, guide in zip(self.features(images), self.guide, strict=True)
+            for found, guide in zip(_layers(self.features, images), self.guide, strict=True)
         ]
         return -self.weight * torch.stack(layers).mean(0)
 
@@ -90,13 +90,20 @@ def likeness(features: Features, guides: Tensor, *, weight: float = 1.0) -> Like
     return Likeness(features, _features_of(features, guides), weight)
 
 
+def _layers(features: Features, images: Tensor) -> Sequence[Tensor]:
+    """The features (n, D) of each layer, in evaluation mode and in the module's own precision."""
+    module = features if isinstance(features, nn.Module) else nn.Identity()
+    parameter = next(module.parameters(), None)
+    with evaluating(module):
+        return features(images if parameter is None else images.to(parameter.dtype))
+
+
 @torch.no_grad()
 def _features_of(features: Features, images: Tensor, batch_size: int = 256) -> tuple[Tensor, ...]:
     check_images(images)
     module = features if isinstance(features, nn.Module) else nn.Identity()
     device = device_of(module, images.device)
-    with evaluating(module):
-        batches = [features(batch.to(device)) for batch in torch.split(images, batch_size)]
+    batches = [_layers(features, batch.to(device)) for batch in torch.split(images, batch_size)]
     return tuple(torch.cat([layer.flatten(1) for layer in layers]) for layers in zip(*batches, strict=True))
 
 

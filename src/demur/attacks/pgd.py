@@ -43,8 +43,9 @@ def pgd(
             image, as in sec. 2.5.2 of the rejection paper.
         start: (N, C, H, W), for example the result of another attack; or (R, N, C, H, W), one for each of the first R runs: the clean
             images and images of other classes are the double initialisation of Biggio et al. 2013 and Sotgiu et al. 2020.
-        tolerance: if given, a run ends on an image whose loss has moved by no more than that in each of `PATIENCE` steps: the
-            stopping rule of the rejection paper's algorithm 1, which as printed would end a descent at once. Its t is .01.
+        tolerance: if given, a run ends on an image whose loss has moved by no more than that in each of `PATIENCE` steps, after as many
+            as it takes to come to its eps, and not where the gradient is nothing: the stopping rule of the rejection paper's
+            algorithm 1, which as printed would end a descent at once. Its t is .01.
         precision: of the gradients; with float32 another batch size changes no result beyond float32 rounding.
 
     Images (N, C, H, W) in [0, 1], labels (N,). Raises: DemurError for input that does not fit.
@@ -61,18 +62,20 @@ def pgd(
         reach = torch.full_like(ball.eps, step_size) if step_size else 2.5 * (ball.eps if norm != "l0" else steps**0.5) / steps
         reach = torch.as_tensor(reach, device=current.device).expand(len(current))
         before, still = torch.full_like(problem.ball.eps, torch.inf), torch.zeros_like(problem.ball.eps)
-        for _ in range(steps):
+        for step in range(steps):
             seen = problem.differentiate(current)
             if tolerance is not None:
-                still = torch.where((seen.loss.to(before) - before).abs() <= tolerance, still + 1, 0)
+                # What is blind, or cannot have come to its eps yet, does not stand still: it has not arrived.
+                arrived = seen.gradient.flatten(1).any(1) & (step * reach.to(before) >= problem.ball.eps)
+                still = torch.where(((seen.loss.to(before) - before).abs() <= tolerance) & arrived, still + 1, 0)
                 before = seen.loss.to(before)
             current, gradient, reach, before, still = problem.unsolved(current, seen.gradient, reach, before, still)
             if bool((still >= PATIENCE).any()):
                 current, gradient, reach, before, still = problem.keep(still < PATIENCE, current, gradient, reach, before, still)
             if not len(current):
                 return
-            step = problem.ball.ascent(gradient, current) * per_image(reach, current).to(current.dtype)
-            current = problem.ball.confine(current + step)
+            move = problem.ball.ascent(gradient, current) * per_image(reach, current).to(current.dtype)
+            current = problem.ball.confine(current + move)
         problem.evaluate(current)
 
     return drive(

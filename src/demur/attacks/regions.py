@@ -69,14 +69,16 @@ def inside_mask(mask: Tensor) -> Tensor:
     return (mask != 0).float().reshape(len(mask), 1, *mask.shape[-2:])
 
 
-def same_area(region: Tensor, seed: int = 0) -> Tensor:
-    """Region (N, 1, H, W) of as many pixels as `region` (N or 1, C or 1, H, W) has, anywhere: the control of a localised attack (R26)."""
-    if region.ndim != 4:
-        raise DemurError(f"a region of images is (N, C, H, W), not {tuple(region.shape)}.")
-    chosen = (region > 0).any(1).flatten(1)
-    generator = seeds.generator(seed, "same area")
-    rank = torch.stack([torch.randperm(chosen.shape[1], generator=generator) for _ in range(len(chosen))]).to(chosen.device)
-    return (rank < chosen.sum(1, keepdim=True)).to(region.dtype).reshape(len(region), 1, *region.shape[-2:])
+def same_area(region: Tensor, images: Tensor, seed: int = 0) -> Tensor:
+    """Region (N, 1, H, W) of as many pixels as `region` has, anywhere: the control of a localised attack (R26).
+
+    Which pixels depends on the image and the seed alone. Images are (N, C, H, W), and the region broadcasts to them.
+    """
+    check_images(images)
+    chosen = (region > 0).expand_as(images).any(1).flatten(1)
+    draws = seeds.uniform(seeds.image_keys(images), chosen.shape[1:], seed, "same area").to(chosen.device)
+    rank = draws.argsort(1).argsort(1)
+    return (rank < chosen.sum(1, keepdim=True)).to(images.dtype).reshape(len(images), 1, *images.shape[-2:])
 
 
 def class_activation(

@@ -11,7 +11,7 @@ from torch import Tensor
 from demur import seeds
 from demur.attacks.apgd import apgd
 from demur.attacks.carlini import carlini_l2
-from demur.attacks.checks import check_counts, check_eps, check_request, given_goal
+from demur.attacks.checks import check_bonus, check_counts, check_eps, check_request, given_goal
 from demur.attacks.driver import AttackResult, GradientPrecision
 from demur.attacks.frozen import frozen, kernels, widened
 from demur.attacks.goals import Goal, Measure
@@ -82,6 +82,7 @@ def strongest(
     """
     check_request(classifier, images, labels, goal)
     check_counts(steps=steps, targets=targets, queries=queries, batch_size=batch_size)
+    check_bonus(goal, eps)
     goal, region, labels = replace(given_goal(goal), by="margin"), check_region(region, images), labels.to(images.device)
     limits = None if eps is None else check_eps(eps, len(images), norm).to(images.device)
     common = {"batch_size": batch_size, "precision": precision}
@@ -102,6 +103,7 @@ def strongest(
         options = {} if limits is None or not part.takes_eps else {"eps": limits[left]}
         here = None if region is None else region[left]
         sought = replace(goal.select(left), by=part.by)
+        sought = sought if part.takes_eps else replace(sought, bonus=None)  # they follow the boundary alone
         with widened(classifier, part.factor):
             found = part.attack(classifier, images[left], labels[left], goal=sought, region=here, **options)
         if limits is not None and not part.takes_eps:

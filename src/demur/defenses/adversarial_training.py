@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from demur import seeds
 from demur.attacks import AnyError, AttackResult, Goal
 from demur.attacks.regions import check_region
-from demur.classifier import Classifier, check_labels
+from demur.classifier import Classifier, Outcome, check_labels, outcomes
 from demur.data import as_floats
 from demur.errors import DemurError
 from demur.networks import Epoch, fit
@@ -74,19 +74,20 @@ class AdversarialTraining(Classifier):
         def attacked(network: nn.Module, batch: Tensor, true: Tensor, step: int) -> tuple[Tensor, Tensor]:
             count = max(1, round(self.share * len(batch)))  # the batch is in random order
             goal = AnyError("cross_entropy", confidence=NEVER)
-            return torch.cat([self._attacked(batch[:count], true[:count], goal, seeds.derive(seed, "attack", step)), batch[count:]]), true
+            with reporting(Silent()):
+                attempts = self._attacked(batch[:count], true[:count], goal, seeds.derive(seed, "attack", step))
+            return torch.cat([attempts, batch[count:]]), true
 
         self.history_ = fit(self.module, images, labels, transform=attacked, seed=seed, **options)
         return self
 
     def _attacked(self, images: Tensor, labels: Tensor, goal: Goal, seed: int) -> Tensor:
-        """What the attack makes of a batch (n, C, H, W)."""
+        """What the attack makes of images (n, C, H, W), inside the region."""
         region = self.region(images, labels) if callable(self.region) else self.region
-        with reporting(Silent()):
-            if not self.posthoc or region is None:
-                options = {} if region is None else {"region": region}
-                return self.attack(self, images, labels, goal=goal, seed=seed, **options).attempts
-            attempts = self.attack(self, images, labels, goal=goal, seed=seed).attempts
+        if not self.posthoc or region is None:
+            options = {} if region is None else {"region": region}
+            return self.attack(self, images, labels, goal=goal, seed=seed, **options).attempts
+        attempts = self.attack(self, images, labels, goal=goal, seed=seed).attempts
         where = check_region(region, images)
         assert where is not None
         if not bool(((where == 0) | (where == 1)).all()):
@@ -108,12 +109,15 @@ class AdversarialTraining(Classifier):
         """
         check_labels(labels, len(images), self.num_classes)
         index = torch.arange(len(images)) if attacked is None else attacked
-        found = self.attack(self, as_floats(images[index]), labels[index], goal=AnyError("cross_entropy"), seed=seed)
-        if not bool(found.found.any()):
+        clean, true = as_floats(images[index]), labels[index]
+        sent = self._attacked(clean, true, AnyError("cross_entropy"), seed)
+        changed = (sent != clean).flatten(1).any(1)  # an image that is misclassified as it is, is there already
+        broken = (outcomes(self, sent, true).to(changed.device) != Outcome.CORRECT) & changed
+        if not bool(broken.any()):
             raise DemurError(f"none of the {len(index)} attacked images is broken: there is nothing to retrain on. Allow the attack more.")
-        self.added_ = int(found.found.sum())
-        together = torch.cat([as_floats(images), found.images[found.found].to(images.device)])
-        true = torch.cat([labels, labels[index][found.found.to(labels.device)]])
+        self.added_ = int(broken.sum())
+        together = torch.cat([as_floats(images), sent[broken]])
+        true = torch.cat([labels, true[broken.to(labels.device)]])
         self.history_ = fit(self.module, together, true, seed=seed, **options)
         return self
 

@@ -2,6 +2,9 @@
 
 Confidence is what rejection compares with its threshold: an image is accepted where it is at least that. For a classifier with a
 reject column, `confidences` gives the best class score less the reject score. Thresholds come from clean validation images alone.
+Attacked images must come from an attacker who knows the threshold that they are judged at: an attack that stops at its first success
+ends just above its own threshold, and is rejected by any higher one. Where one attack is judged at many thresholds (`separability`),
+let it go on to the largest loss: a goal with a confidence that is never reached.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ from torch import Tensor
 from demur import attacks, seeds
 from demur.attacks import AttackResult, Evade, ForceReject
 from demur.attacks.strongest import WIDER
-from demur.classifier import Classifier, Outcome, outcomes
+from demur.classifier import REJECT, Classifier, Outcome, outcomes
 from demur.data import ImageSet, as_floats
 from demur.defenses.adversarial_training import NEVER
 from demur.defenses.neural_rejection import Taps
@@ -24,8 +24,11 @@ from demur.experiments.neural_rejection.profile import Profile
 
 UNAWARE, PAPER, STRONGEST = "knows only the network", "the paper's", "the strongest"
 ATTACKERS = (UNAWARE, PAPER, STRONGEST)
-HINGE, DENSE, MATCHING, ENSEMBLE = "hinge (sec. 2.5.2)", "margin and density", "feature matching", "ensemble"
-COMPARED = (HINGE, DENSE, MATCHING, ENSEMBLE)
+NOISE, HINGE, DENSE = "random noise", "hinge (sec. 2.5.2)", "margin and density"
+MATCHING, ENSEMBLE = "feature matching", "ensemble"
+COMPARED = (NOISE, HINGE, DENSE, MATCHING, ENSEMBLE)
+STRANGERS = 500
+DRAWS = 10
 KNOWN = 200  # images that a density is estimated from
 PASS = {False: 2.0, True: 8.0}  # a pass for a gradient, against training on an image once: without machines, and with
 
@@ -80,7 +83,7 @@ def paper_cell(profile: Profile, model: Model, images: ImageSet, others: Tensor,
         tensors = {"outcomes": torch.stack(found), "distance": distance, "images": stored}
         return values, {**tensors, "stored_outcomes": outcomes(model.classifier, as_floats(stored), labels)}
 
-    config = _config("paper", model.key, images, {**settings.model_dump(), "shown": profile.strongest.eps}, run)
+    config = _config("paper, 2", model.key, images, {**settings.model_dump(), "shown": profile.strongest.eps}, run)
     return run.cell(f"{PAPER}, {name}", config, compute, 2 * _work(profile, model.rejects) * len(images))
 
 
@@ -140,7 +143,9 @@ def compared_cell(profile: Profile, model: Model, attack: str, images: ImageSet,
             "steps": steps,
             "step_size": profile.attack.step_size,
         }
-        if attack == HINGE:
+        if attack == NOISE:
+            result = attacks.noise(model.classifier, clean, labels, norm="l2", eps=settings.eps, restarts=DRAWS, seed=run.seed)
+        elif attack == HINGE:
             result = descend(goal=Evade("hinge"), **double)
         elif attack == ENSEMBLE:
             result = attacks.strongest(
@@ -164,9 +169,9 @@ def compared_cell(profile: Profile, model: Model, attack: str, images: ImageSet,
         passes = {kind: int(getattr(result, kind).sum()) for kind in ("forwards", "backwards", "flat")}
         return passes, {"outcomes": outcomes(model.classifier, result.attempts, labels), "distance": result.distance}
 
-    config = _config(
-        "compared", model.key, images, {"attack": attack, "steps": steps, **settings.model_dump(), "known": known.fingerprint}, run
-    )
+    descent = {"steps": steps, "step_size": profile.attack.step_size}
+    asked = {"attack": attack, "ensemble": settings.model_dump(), "descent": descent, "known": known.fingerprint}
+    config = _config("compared", model.key, images, asked, run)
     return run.cell(f"{attack}, {name}", config, compute, 2 * steps * PASS[model.rejects] * len(images))
 
 
@@ -184,7 +189,8 @@ def threshold_cell(profile: Profile, model: Model, offset: float, images: ImageS
                 break
             with attacks.widened(moved, factor):
                 result = attacks.pgd(moved, clean[left], labels[left], norm="l2", eps=profile.strongest.eps, steps=settings.steps)
-            sent[left], wrong[left] = result.attempts, result.found
+            newly = result.found if factor < 1 else torch.ones_like(result.found)  # failures are those of the kernels as they are
+            sent[left[newly]], wrong[left] = result.attempts[newly], result.found
             passes = {kind: count + int(getattr(result, kind).sum()) for kind, count in passes.items()}
         tensors: dict[str, Tensor] = {}
         for kind, shown in (("clean", clean), ("attacked", sent)):
@@ -193,18 +199,15 @@ def threshold_cell(profile: Profile, model: Model, offset: float, images: ImageS
             tensors[f"{kind}_outcomes"] = outcomes(moved, shown, labels)
         return passes, tensors
 
-    config = _config("threshold", model.key, images, {"offset": offset, "steps": settings.steps, "eps": profile.strongest.eps}, run)
+    config = _config("threshold, 2", model.key, images, {"offset": offset, "steps": settings.steps, "eps": profile.strongest.eps}, run)
     return run.cell(f"{name}, threshold moved by {offset:.3g}", config, compute, 2 * settings.steps * PASS[True] * len(images))
 
 
 def other_classes(images: ImageSet, known: ImageSet, seed: int) -> Tensor:
-    """An image of another class for each (N, C, H, W): where double initialisation starts the second time."""
-    order = torch.randperm(len(known), generator=seeds.generator(seed, "others"))
-    chosen = []
-    for place, label in enumerate(images.labels.tolist()):
-        others = order[known.labels[order] != label]
-        chosen.append(int(others[place % len(others)]))
-    return known.floats(torch.tensor(chosen))
+    """An image of another class for each (N, C, H, W), drawn by image and seed: where double initialisation starts the second time."""
+    draws = seeds.uniform(seeds.image_keys(images.floats()), (len(known),), seed, "others")
+    same = known.labels[None, :] == images.labels[:, None]
+    return known.floats(draws.masked_fill(same, -1.0).argmax(1))
 
 
 def _guides(classifier: Classifier, images: ImageSet, known: ImageSet) -> Tensor:
@@ -216,21 +219,41 @@ def _guides(classifier: Classifier, images: ImageSet, known: ImageSet) -> Tensor
     return pool.floats(apart.argmin(1))
 
 
-def worst(profile: Profile, judged: Cell, paper: Cell, distance: Tensor) -> Tensor:
-    """The outcome (E, N) of each image under the worst of all attackers: wrong if any makes it so, else rejected if any does."""
-    broken = torch.stack([(distance <= eps * (1 + 1e-6)) for eps in profile.attack.eps])
-    together = torch.maximum(judged.tensors["outcomes"], paper.tensors["outcomes"])
-    clean = profile.attack.eps.index(0.0)
-    result = torch.where(broken, int(Outcome.WRONG), together)
-    result[clean] = judged.tensors["outcomes"][clean]  # at eps 0 nobody attacks
-    return result
+def worst(profile: Profile, judged: Cell, paper: Cell, distance: Tensor, rejected_at: Tensor) -> Tensor:
+    """The worst outcome (E, N) that any attacker forces on each image: wrong before rejected before correct; at eps 0 nobody attacks.
+
+    `distance` and `rejected_at` (N,) are the smallest changes that were found to an accepted error and to a rejection.
+    """
+    clean = judged.tensors["outcomes"][profile.attack.eps.index(0.0)]
+    together = [clean]
+    for place, eps in enumerate(profile.attack.eps[1:], start=1):
+        found = torch.maximum(judged.tensors["outcomes"][place], paper.tensors["outcomes"][place])
+        for within, outcome in ((rejected_at, Outcome.REJECTED), (distance, Outcome.WRONG)):
+            found = torch.where(within <= eps * (1 + 1e-6), found.clamp(min=int(outcome)), found)
+        together.append(found if place == 1 else torch.maximum(found, together[-1]))  # what is forced within less is within more
+    return torch.stack(together)
 
 
-def nearest(profile: Profile, judged: Cell, unaware: Cell, images: ImageSet, cells: Sequence[Cell]) -> Tensor:
-    """The smallest change that any attacker found to an accepted error (N,), infinite where none did."""
+def nearest(judged: Cell, unaware: Cell, images: ImageSet, outcome: Outcome, found: Sequence[Tensor]) -> Tensor:
+    """The smallest change that any attacker found to that outcome (N,), infinite where none did; `found` holds (N,) of the others."""
     moved = torch.stack([attacks.sizes(images.floats(), sent)["l2"] for sent in unaware.tensors["sent"]])
-    carried = torch.where(judged.tensors["outcomes"] == Outcome.WRONG, moved, torch.inf).amin(0)
-    return torch.stack([carried, *(cell.tensors["distance"] for cell in cells)]).amin(0)
+    return torch.stack([torch.where(judged.tensors["outcomes"] == outcome, moved, torch.inf).amin(0), *found]).amin(0)
+
+
+def rejected_by(profile: Profile, paper: Cell) -> Tensor:
+    """The smallest eps at which the paper's attack, which does not look for that, ends in a rejection (N,)."""
+    eps = torch.tensor(profile.attack.eps, dtype=torch.float64)[:, None]
+    return torch.where(paper.tensors["outcomes"] == Outcome.REJECTED, eps, torch.inf).amin(0)
+
+
+def strangers_cell(model: Model, shape: tuple[int, ...], run: Run) -> Cell:
+    """How many images of uniform noise a model declines (R21)."""
+
+    def compute(_: Path) -> Computed:
+        noise = torch.rand(STRANGERS, *shape, generator=seeds.generator(run.seed, "strangers"))
+        return {"rejected": int((model.classifier.predict(noise) == REJECT).sum()), "n": STRANGERS}, {}
+
+    return run.cell(f"uniform noise, {model.name}", {"cell": "strangers", "model": model.key, "seed": run.seed}, compute, 0)
 
 
 def _config(kind: str, key: str, images: ImageSet, settings: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from demur import seeds
+from demur.classifier import Outcome
 from demur.data import ImageSet
 from demur.evaluation import Cell, offset_for
 from demur.evaluation.rejection import acceptance_threshold, confidences
 from demur.experiments.cells import Run
 from demur.experiments.neural_rejection import attackers
-from demur.experiments.neural_rejection.attackers import COMPARED, PAPER
+from demur.experiments.neural_rejection.attackers import COMPARED, ENSEMBLE, PAPER
 from demur.experiments.neural_rejection.models import DNN, DNR, NR, Material, Model, build, prepare
 from demur.experiments.neural_rejection.profile import Profile
 from demur.experiments.neural_rejection.tables import Sheets
@@ -39,6 +40,7 @@ class Attacked:
     worst: Tensor
     distance: Tensor
     rejected_at: Tensor
+    strangers: Cell | None
 
 
 def work(profile: Profile, material: Material) -> float:
@@ -76,9 +78,9 @@ def _unaware(profile: Profile, model: Model, repeats: list[ImageSet], run: Run) 
 
 
 def _attack(profile: Profile, model: Model, sent: list[Cell], repeats: list[ImageSet], material: Material, run: Run) -> Attacked:
-    """All attackers on one model; those at the eps of the comparison on the models before adversarial training alone."""
-    judged, paper, strongest, worst, distance = [], [], [], [], []
-    compared: dict[str, list[Cell]] = {attack: [] for attack in COMPARED} if model.name in (DNN, NR, DNR) else {}
+    """All attackers on one model. Those that are only compared do not count for the strongest: not all models meet them."""
+    judged, paper, strongest, worst, distance, rejected_at = [], [], [], [], [], []
+    compared: dict[str, list[Cell]] = {attack: [] for attack in (COMPARED if model.name in (DNN, NR, DNR) else (ENSEMBLE,))}
     for number, (images, unaware) in enumerate(zip(repeats, sent, strict=True), start=1):
         name = f"{model.name}, repeat {number}"
         others = attackers.other_classes(images, material.validation, run.seed)
@@ -87,11 +89,14 @@ def _attack(profile: Profile, model: Model, sent: list[Cell], repeats: list[Imag
         strongest.append(attackers.strongest_cell(profile, model, images, name, run))
         for attack, cells in compared.items():
             cells.append(attackers.compared_cell(profile, model, attack, images, material.validation, name, run))
-        together = [paper[-1], strongest[-1], *(cells[-1] for cells in compared.values())]
-        distance.append(attackers.nearest(profile, judged[-1], unaware, images, together))
-        worst.append(attackers.worst(profile, judged[-1], paper[-1], distance[-1]))
-    rejected_at = torch.cat([cell.tensors["rejected_at"] for cell in strongest])
-    return Attacked(judged, paper, strongest, compared, torch.cat(worst, 1), torch.cat(distance), rejected_at)
+        everywhere = [cell.tensors["distance"] for cell in (paper[-1], strongest[-1], compared[ENSEMBLE][-1])]
+        distance.append(attackers.nearest(judged[-1], unaware, images, Outcome.WRONG, everywhere))
+        forced = [strongest[-1].tensors["rejected_at"], attackers.rejected_by(profile, paper[-1])]
+        rejected_at.append(attackers.nearest(judged[-1], unaware, images, Outcome.REJECTED, forced))
+        worst.append(attackers.worst(profile, judged[-1], paper[-1], distance[-1], rejected_at[-1]))
+    together = torch.cat(worst, 1), torch.cat(distance), torch.cat(rejected_at)
+    strangers = attackers.strangers_cell(model, tuple(repeats[0].images.shape[1:]), run) if model.rejects else None
+    return Attacked(judged, paper, strongest, compared, *together, strangers)
 
 
 def _thresholds(profile: Profile, model: Model, images: ImageSet, validation: ImageSet, run: Run) -> dict[float | str, Cell]:

@@ -62,6 +62,13 @@ class ThresholdsProfile(BaseModel):
     steps: int = _Count
     rates: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.005, 0.01, 0.02, 0.05, 0.1, 0.2), min_length=2)
 
+    @field_validator("rates")
+    @classmethod
+    def _increase(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if list(values) != sorted(set(values)):
+            raise ValueError("must increase")
+        return values
+
 
 class RetrainingProfile(BaseModel):
     """Adversarial training in the paper's two steps (sec. 3.4): how many images are attacked, how far, and how long it trains on."""
