@@ -170,7 +170,8 @@ def compared_cell(profile: Profile, model: Model, attack: str, images: ImageSet,
         return passes, {"outcomes": outcomes(model.classifier, result.attempts, labels), "distance": result.distance}
 
     descent = {"steps": steps, "step_size": profile.attack.step_size}
-    asked = {"attack": attack, "ensemble": settings.model_dump(), "descent": descent, "known": known.fingerprint}
+    how = settings.model_dump() if attack == ENSEMBLE else descent
+    asked = {"attack": attack, "eps": settings.eps, "how": how, "known": known.fingerprint}
     config = _config("compared", model.key, images, asked, run)
     return run.cell(f"{attack}, {name}", config, compute, 2 * steps * PASS[model.rejects] * len(images))
 

@@ -180,12 +180,12 @@ def _rejecting(kind: str, suffix: str, profile: Profile, material: Material, net
     def compute(_: Path) -> Computed:
         train = material.train if settings.per_class is None else material.train.balanced(settings.per_class, run.seed)
         classifier.fit(train.images, train.labels, (material.validation.images, material.validation.labels))
-        scores = classifier.scores(material.test.floats())
+        scores, by_layer = _by_layer(classifier, material.test)
         values = {
             "gammas": classifier.gammas,
             "support": [len(machine.support) for machine in classifier.rejecting.each()],
             "false_rejection": classifier.false_rejection_,
-            "by_layer": _by_layer(classifier, material.test, scores),
+            "by_layer": by_layer,
         }
         clean = outcomes_of(decide(scores, classes), material.test.labels)
         return values, {**classifier.state_dict(), "clean": clean}
@@ -199,20 +199,23 @@ def _rejecting(kind: str, suffix: str, profile: Profile, material: Material, net
     return Model(kind + suffix, classifier.to(run.device).eval(), plain, machines.key, cell.key, values)
 
 
-@torch.no_grad()
-def _by_layer(classifier: DeepNeuralRejection, images: ImageSet, scores: Tensor) -> dict[str, float]:
-    """Accuracy of the machines of each layer by themselves, and of all together, nothing rejected (Figures 7 and 8)."""
-    rejecting, right = classifier.rejecting, {}
-    chosen = dict.fromkeys(rejecting.taps.layers, 0)
-    for start in range(0, len(images), 256):
-        batch = images.subset(torch.arange(start, min(start + 256, len(images))))
-        for name, machine, features in zip(
-            rejecting.taps.layers, rejecting.each(), rejecting.taps(batch.floats().to(rejecting.threshold.device)), strict=True
-        ):
-            chosen[name] += int((machine(features).argmax(1).cpu() == batch.labels).sum())
-    right = {LAYERS[name]: count / len(images) for name, count in chosen.items()}
-    best = scores[:, : classifier.num_classes].argmax(1)
-    return {**right, "combined": float((best == images.labels).double().mean())}
+def _by_layer(classifier: DeepNeuralRejection, images: ImageSet) -> tuple[Tensor, dict[str, float]]:
+    """Scores (N, K + 1), and the accuracy of each layer's machines by themselves and of all together, nothing rejected (Figs. 7, 8)."""
+    rejecting = classifier.rejecting
+    best: dict[str, list[Tensor]] = {name: [] for name in rejecting.taps.layers}
+
+    def note(name: str) -> Any:
+        return lambda machine, given, values: best[name].append(values.argmax(1).cpu())
+
+    handles = [machine.register_forward_hook(note(name)) for name, machine in zip(best, rejecting.each(), strict=True)]
+    try:
+        scores = classifier.scores(images.floats())
+    finally:
+        for handle in handles:
+            handle.remove()
+    chosen = {LAYERS[name]: torch.cat(found) for name, found in best.items()}
+    chosen["combined"] = scores[:, : classifier.num_classes].argmax(1)
+    return scores, {layer: float((found == images.labels).double().mean()) for layer, found in chosen.items()}
 
 
 def _plain(name: str, network: nn.Module, cell: Cell) -> Model:
