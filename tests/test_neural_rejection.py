@@ -214,11 +214,11 @@ def test_widened_kernels_decide_alike_and_are_put_back(deep):
     """R14, R18."""
     images = data.load("digits", "test").floats()[:40]
     mixed = torch.cat([images, torch.rand(40, *images.shape[1:], generator=torch.Generator().manual_seed(0))])
-    before = deep(mixed)
+    before, scores = deep(mixed), deep.scores(mixed)
     with widened(deep, 0.1):
         assert [machine.widened for machine in deep.rejecting.machines] == [0.1] * 3
         torch.testing.assert_close(deep(mixed), before, atol=1e-5, rtol=1e-5)
-        assert torch.equal(deep.scores(mixed), deep.scores(mixed))
+        assert torch.equal(deep.scores(mixed), scores)
     assert [machine.widened for machine in deep.rejecting.machines] == [1.0] * 3
     with pytest.raises(DemurError, match="factor"), widened(deep, 0.0):
         pass

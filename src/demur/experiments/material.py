@@ -3,23 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import BeforeValidator
 
 from demur import data
 from demur.data import ImageSet, SourceStatus
-
-
-def _listed(value: object) -> object:
-    """A single name is not taken for the list of its characters, nor for a list of one."""
-    if isinstance(value, str):
-        raise ValueError(f'a list of names is wanted: ["{value}"]')
-    return value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-"""Names in a profile."""
 
 
 def first_at_hand(entries: Sequence[str], known: Mapping[str, SourceStatus]) -> str:

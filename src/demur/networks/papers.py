@@ -1,7 +1,5 @@
 """The networks of the papers, layer by layer."""
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +84,10 @@ def rejection_network(num_outputs: int = 10, *, channels: int = 1, size: int = 2
         )
         for layer in network:
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                (partial(nn.init.normal_, std=0.05) if isinstance(layer, nn.Conv2d) else nn.init.xavier_uniform_)(layer.weight)
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.normal_(layer.weight, std=0.05)
+                else:
+                    nn.init.xavier_uniform_(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
     return network

@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from demur.experiments.material import Names
+from demur.experiments.fields import INCREASING, Names, Shares
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _Count = Field(ge=1)
@@ -27,15 +27,8 @@ class CurveProfile(BaseModel):
 
     model_config = _STRICT
     images: int = _Count
-    eps: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=2)
-    rejected: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.005, 0.01, 0.02, 0.05, 0.1, 0.2), min_length=2)
-
-    @field_validator("eps", "rejected")
-    @classmethod
-    def _increase(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if list(values) != sorted(set(values)):
-            raise ValueError("must increase")
-        return values
+    eps: Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], INCREASING] = Field(min_length=2)
+    rejected: Shares = Field((0.005, 0.01, 0.02, 0.05, 0.1, 0.2), min_length=2)
 
 
 class TradeOffProfile(BaseModel):

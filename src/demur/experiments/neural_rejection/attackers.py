@@ -1,6 +1,7 @@
 """Who attacks the models of the rejection experiment, and what came of it: every cell holds one value an image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,20 @@ STRANGERS = 500
 DRAWS = 10
 KNOWN = 200  # images that a density is estimated from
 PASS = {False: 2.0, True: 8.0}  # a pass for a gradient, against training on an image once: without machines, and with
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What was found on one model, one cell a repeat; `worst` (E, N) and `distance` (N,) of all repeats together."""
+
+    judged: list[Cell]
+    paper: list[Cell]
+    strongest: list[Cell]
+    compared: Mapping[str, list[Cell]]
+    worst: Tensor
+    distance: Tensor
+    rejected_at: Tensor
+    strangers: Cell | None
 
 
 def unaware_cell(profile: Profile, model: Model, images: ImageSet, name: str, run: Run) -> Cell:

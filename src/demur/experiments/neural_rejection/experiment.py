@@ -1,11 +1,9 @@
 """The rejection experiment from end to end: its images, its models, its attackers, its tables and its gallery."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from demur import seeds
 from demur.classifier import Outcome
@@ -14,7 +12,7 @@ from demur.evaluation import Cell, offset_for
 from demur.evaluation.rejection import acceptance_threshold, confidences
 from demur.experiments.cells import Run
 from demur.experiments.neural_rejection import attackers
-from demur.experiments.neural_rejection.attackers import COMPARED, ENSEMBLE, PAPER
+from demur.experiments.neural_rejection.attackers import COMPARED, ENSEMBLE, PAPER, Attacked
 from demur.experiments.neural_rejection.models import DNN, DNR, NR, Material, Model, build, prepare
 from demur.experiments.neural_rejection.profile import Profile
 from demur.experiments.neural_rejection.tables import Sheets
@@ -25,22 +23,7 @@ __all__ = ["SOURCE", "TITLE", "carry_out", "prepare", "work"]
 
 TITLE = "Neural rejection"
 SOURCE = "Thanthulage 2020, deep neural rejection (after Melis et al. 2017 and Sotgiu et al. 2020)"
-MODELS = 7
 ACCEPTED = 0.99  # of the correct validation images, at the threshold of CCAT's robust error
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """What was found on one model, one cell a repeat; `worst` (E, N) and `distance` (N,) of all repeats together."""
-
-    judged: list[Cell]
-    paper: list[Cell]
-    strongest: list[Cell]
-    compared: Mapping[str, list[Cell]]
-    worst: Tensor
-    distance: Tensor
-    rejected_at: Tensor
-    strangers: Cell | None
 
 
 def work(profile: Profile, material: Material) -> float:

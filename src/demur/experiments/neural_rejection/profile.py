@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from demur.experiments.material import Names
+from demur.experiments.fields import INCREASING, Names, Shares
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _Count = Field(ge=1)
@@ -30,15 +30,15 @@ class AttackProfile(BaseModel):
     model_config = _STRICT
     images: int = _Count
     repeats: int = _Count
-    eps: tuple[_Size, ...] = Field(min_length=2)
+    eps: Annotated[tuple[_Size, ...], INCREASING] = Field(min_length=2)
     steps: int = _Count
     step_size: float = Field(0.1, gt=0, allow_inf_nan=False)
     tolerance: float = Field(0.01, gt=0, allow_inf_nan=False)
 
     @field_validator("eps")
     @classmethod
-    def _increase(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if list(values) != sorted(set(values)) or values[0] != 0:
+    def _from_0(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if values[0] != 0:
             raise ValueError("must increase from 0")
         return values
 
@@ -60,14 +60,7 @@ class ThresholdsProfile(BaseModel):
     model_config = _STRICT
     images: int = _Count
     steps: int = _Count
-    rates: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.005, 0.01, 0.02, 0.05, 0.1, 0.2), min_length=2)
-
-    @field_validator("rates")
-    @classmethod
-    def _increase(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if list(values) != sorted(set(values)):
-            raise ValueError("must increase")
-        return values
+    rates: Shares = Field((0.005, 0.01, 0.02, 0.05, 0.1, 0.2), min_length=2)
 
 
 class RetrainingProfile(BaseModel):

@@ -1,8 +1,8 @@
 """The figures of the rejection paper that it prints, what its pictures show, and what it lacks."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,14 +11,11 @@ from demur.classifier import Outcome
 from demur.data import ImageSet
 from demur.evaluation import Cell, rates
 from demur.evaluation import rejection as measures
-from demur.experiments.neural_rejection.attackers import ATTACKERS, PAPER, STRONGEST, UNAWARE
+from demur.experiments.neural_rejection.attackers import ATTACKERS, PAPER, STRONGEST, UNAWARE, Attacked
 from demur.experiments.neural_rejection.models import ADVERSARIAL, DNN, DNR, LAYERS, NR, RETRAINED, Material, Model
 from demur.experiments.neural_rejection.profile import Profile
 from demur.experiments.results import Curve, Figure, Series, Table
 from demur.experiments.shares import mean, series, share, triple
-
-if TYPE_CHECKING:
-    from demur.experiments.neural_rejection.experiment import Attacked
 
 TABLE_3 = {("training", "cross-entropy"): 0.0684, ("test", "cross-entropy"): 0.0462,
            ("training", "accuracy"): 98.24, ("test", "accuracy"): 98.95}  # fmt: skip
@@ -35,7 +32,7 @@ class Sheets:
     material: Material
     models: Mapping[str, Model]
     network: Cell
-    found: "Mapping[str, Attacked]"
+    found: Mapping[str, Attacked]
     moved: Mapping[str, Mapping[float | str, Cell]]
     images: ImageSet
 
@@ -168,9 +165,8 @@ class Sheets:
             cells, found = self.moved[model], self.found[model]
             tuned, n = cells["accepted"].tensors, self.profile.thresholds.images
 
-            def add(column: str, value: float, unit: str = "%", n: int = n, model: str = model) -> None:
-                measured = value * (100 if unit == "%" else 1)
-                rows.append(Figure(model, column, unit=unit, measured=None if value != value else measured, n=n))
+            def add(column: str, value: float, n: int = n, model: str = model) -> None:
+                rows.append(Figure(model, column, unit="%", measured=None if math.isnan(value) else 100 * value, n=n))
 
             add("robust error at 99 % accepted", _robust_error(tuned))
             for rate in (0.05, 0.1):
