@@ -264,7 +264,7 @@ class Sheets:
     def summary(self) -> list[str]:
         """Say the main findings in sentences made of the figures."""
         clean = {name: [rates(self.models[name].values["clean"])] for name in (DNN, NR, DNR)}
-        toy = "A toy, to see how it works: small embedded digits and few images. The real figures are in the README."
+        toy = "A toy, to see how it works: small embedded digits and few images."
         sentences = [
             *([toy] if self.material.embedded else []),
             f"Clean images: {mean(clean[DNN], 'correct'):.2f} % correct for the network, {mean(clean[NR], 'correct'):.2f} % with NR "
