@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from pydantic import BaseModel
 
 from demur import data
-from demur.experiments import neural_rejection
+from demur.experiments import localized_training, neural_rejection
 from demur.experiments.background_class import experiment
 from demur.experiments.background_class.profile import Profile
 from demur.experiments.runner import load_profile
@@ -48,8 +49,11 @@ def test_the_example_of_neural_rejection_runs_as_written(tmp_path, monkeypatch):
 
 def sections(model, name=""):
     """Names of the TOML tables, each with its keys and whether they have a default."""
-    inner = {key: field.annotation for key, field in model.model_fields.items() if isinstance(field.annotation, type)}
-    inner = {key: kind for key, kind in inner.items() if issubclass(kind, BaseModel)}
+    kinds = {key: (field.annotation, *get_args(field.annotation)) for key, field in model.model_fields.items()}
+    inner = {
+        key: next((kind for kind in own if isinstance(kind, type) and issubclass(kind, BaseModel)), None) for key, own in kinds.items()
+    }
+    inner = {key: kind for key, kind in inner.items() if kind}
     yield name, {key: field for key, field in model.model_fields.items() if key not in inner}
     for key, kind in inner.items():
         yield from sections(kind, f"{name}.{key}".lstrip("."))
@@ -59,7 +63,11 @@ def sections(model, name=""):
     ("experiment", "section", "fields"),
     [
         pytest.param(name, *one, id=f"{name} {one[0]}")
-        for name, profile in {"background-class": Profile, "neural-rejection": neural_rejection.Profile}.items()
+        for name, profile in {
+            "background-class": Profile,
+            "localized-training": localized_training.Profile,
+            "neural-rejection": neural_rejection.Profile,
+        }.items()
         for one in sections(profile)
     ],
 )
@@ -76,6 +84,22 @@ def test_every_key_of_a_profile_is_described_with_its_default(experiment, sectio
             assert float(default) == field.default
         elif isinstance(field.default, tuple) and field.default:
             assert tuple(map(float, default.split(","))) == field.default
+
+
+def test_the_example_of_localized_training_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks((ROOT / "docs" / "localized-training.md").read_text(encoding="utf-8"), "python")
+    names = {}
+    exec(code, names)
+    images, labels = names["test"].floats(), names["test"].labels
+    assert float((names["defended"].predict(images) == labels).float().mean()) > 0.8
+
+
+def test_the_table_example_shows_that_reliance_on_the_chosen_features_falls(capsys):
+    exec((ROOT / "examples" / "tabular.py").read_text(encoding="utf-8"), {"__name__": "example"})
+    plain, hardened = ([float(word.strip("%")) for word in line.split()[1:]] for line in capsys.readouterr().out.splitlines()[1:])
+    assert hardened[0] > plain[0] - 5  # clean accuracy stays
+    assert hardened[1] > plain[1] + 3 and hardened[2] > plain[2] + 20  # shuffled, attacked: less is lost
 
 
 def test_the_example_of_a_profile_makes_its_images_and_is_ready_to_run(tmp_path, monkeypatch):

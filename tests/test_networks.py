@@ -8,7 +8,7 @@ from torch import nn
 
 import parallel_fit
 from demur import DemurError
-from demur.networks import adadelta, background_class_network, fit, rejection_network
+from demur.networks import adadelta, background_class_network, fit, localized_network, rejection_network, stepwise_sgd, wide_network
 from demur.progress import Silent, reporting
 
 
@@ -47,6 +47,44 @@ def test_the_network_is_table_2_of_the_background_class_paper():
         assert network.eval()(torch.rand(2, 1, 28, 28)).shape == (2, outputs)
     with pytest.raises(DemurError, match="even size"):
         background_class_network(10, size=27)
+
+
+def test_the_localized_network_is_that_of_madrys_mnist_challenge():
+    network = localized_network(seed=1)
+    learnt = [tuple(parameter.shape) for name, parameter in network.named_parameters() if name.endswith("weight")]
+    assert learnt == [(32, 1, 5, 5), (64, 32, 5, 5), (1024, 3136), (10, 1024)]
+    assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert float(network[7].weight.abs().max()) <= 0.2 and bool((network[7].bias == 0.1).all())
+    assert float(network[7].weight.std()) == pytest.approx(0.088, rel=0.02)  # a normal's, cut at two deviations
+    assert torch.equal(network[0].weight, localized_network(seed=1)[0].weight)
+    assert localized_network(4, channels=3, size=32)(torch.rand(1, 3, 32, 32)).shape == (1, 4)
+    with pytest.raises(DemurError, match="divisible by 4"):
+        localized_network(size=30)
+
+
+def test_the_wide_network_is_w32_10():
+    """Five units of two convolutions in each of three groups, one convolution before and one layer after: 32; 46 million weights."""
+    with torch.device("meta"):
+        shapes = [tuple(parameter.shape) for parameter in wide_network().parameters()]
+    assert sum(torch.Size(shape).numel() for shape in shapes) == pytest.approx(45.9e6, rel=0.01)
+    small = wide_network(7, widen=1, units=2, seed=2).eval()
+    images = torch.rand(3, 3, 32, 32)
+    assert small(images).shape == (3, 7)
+    torch.testing.assert_close(small(0.5 * images + 0.1), small(images), rtol=1e-3, atol=1e-4)  # each image is standardized
+    assert sum(isinstance(layer, nn.Conv2d) for layer in small.modules()) == 1 + 3 * 2 * 2
+    flat = small(torch.full((1, 3, 32, 32), 0.5))
+    assert bool(torch.isfinite(flat).all())
+
+
+def test_stepwise_descent_slows_down_after_a_half_and_three_quarters():
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = stepwise_sgd([weight], steps=8, rate=0.1)
+    rates = []
+    for _ in range(8):
+        weight.grad = torch.ones(1)
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+    assert rates == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
 
 
 def test_the_rejection_network_is_table_1_of_the_rejection_paper():

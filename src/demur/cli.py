@@ -43,7 +43,7 @@ def _root() -> None:
 
 @app.command()
 def run(
-    experiment: Annotated[str, typer.Argument(help="background-class or neural-rejection")],
+    experiment: Annotated[str, typer.Argument(help="background-class, localized-training or neural-rejection")],
     profile: Annotated[
         str, typer.Option("--profile", metavar="demo|desk|paper", help="The scale, or the path of a profile (.toml).")
     ] = "demo",
@@ -72,6 +72,45 @@ def run(
 def demo(out: Out = None, device: Device = "auto", seed: Seed = 0) -> None:
     """Train and attack on the embedded digits, in a few minutes, and say where the report is."""
     run("background-class", profile="demo", out=out, device=device, seed=seed)
+
+
+@app.command()
+def attack(
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A photograph: a file of any usual format.")],
+    network: Annotated[str, typer.Option("--network", metavar="NAME", help="resnet18, mobilenet_v2, inception_v3, ...")],
+    target: Annotated[str, typer.Option("--target", metavar="CLASS", help="Of ImageNet's classes, by name, WordNet id or number.")],
+    weights: Annotated[Path | None, typer.Option("--weights", metavar="FILE", help="The network's; else those in the data root.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="A .png file. Default: PHOTO-attacked.png, here.")] = None,
+    step_size: Annotated[float, typer.Option("--step-size", help="Euclidean length of a step, on pixels in [0, 1].")] = 0.1,
+    steps: Annotated[int, typer.Option("--steps", help="At most so many.")] = 1000,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+) -> None:
+    """Attack a photograph until a network takes it for another class; write it, and it beside the original and the difference."""
+    from demur.data import as_floats
+    from demur.experiments.photograph import answer_on, attack_photograph
+    from demur.hardware import pick_device
+    from demur.report.pictures import AMPLIFIED, save_picture, save_triple
+
+    place = out or Path(f"{photo.stem}-attacked.png")
+    chosen = pick_device(device)
+    found = attack_photograph(photo, network, target, weights=weights, data_root=data_root, step_size=step_size, steps=steps, device=chosen)
+    stored = save_picture(found.attacked, place)
+    triple = place.with_name(f"{place.stem}-triple.png")
+    save_triple(found.original, found.attacked, triple)
+    answer, sure = answer_on(found.classifier, as_floats(stored[None]))
+    name, before, after = found.target
+    lines = [
+        f"{photo}: {found.photo.size[1]}x{found.photo.size[0]} pixels{f', {found.photo.converted}' if found.photo.converted else ''}",
+        f"before: {found.before[0]} ({found.before[1]:.1%}); {name} {before:.2g}",
+        f"after, as {place} has it: {answer} ({sure:.1%}); {name} {after:.2g}",
+        f"moved by {found.l2:.3f} in L2, no pixel by more than {255 * found.linf:.0f}/255, in {found.steps} steps",
+        f"original, attacked, and the difference {AMPLIFIED} times: {triple}",
+    ]
+    for line in lines:
+        out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not found.found:
+        raise DemurError(f"{network} does not take it for {name} after {found.steps} steps: allow more --steps, or a larger --step-size.")
 
 
 @app.command()
@@ -126,11 +165,15 @@ def _existing(data_root: Path | None) -> None:
 
 @data_app.command("get")
 def get_data(name: Annotated[str, typer.Argument(metavar="NAME")], data_root: DataRoot = None) -> None:
-    """Download a data set into the data root."""
+    """Download a data set, or the weights of a network for photographs (resnet18, inception_v3, ...), into the data root."""
     from demur import data
+    from demur.networks import weights
 
     with _progress():
-        data.get(name, data_root)
+        if name in weights.URLS:
+            weights.download(name, data_root)
+        else:
+            data.get(name, data_root)
     out_console.print(f"{name} is in {data.data_root(data_root)}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from demur import seeds
 from demur.classifier import Classifier, check_images, check_labels, device_of, evaluating
+from demur.data import Box
 from demur.errors import DemurError, unknown
-
-Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels, the last two exclusive: width is right - left."""
 
 
 def inside_box(size: tuple[int, int], top: int, left: int, height: int, width: int) -> Tensor:

@@ -14,14 +14,17 @@ from demur.data.background import (
 )
 from demur.data.formats import NoSplitError
 from demur.data.images import ImageSet, as_floats
+from demur.data.photos import Box, Photo, fitted, read_boxes, read_photo, read_photos
 from demur.data.sources import CheckResult, SourceStatus, check, counted, data_root, describe, get, load
 
 __all__ = [
+    "Box",
     "CandidateRate",
     "CheckResult",
     "FitPredict",
     "ImageSet",
     "NoSplitError",
+    "Photo",
     "Selection",
     "SourceStatus",
     "as_floats",
@@ -32,10 +35,14 @@ __all__ = [
     "data_root",
     "describe",
     "embedded_backgrounds",
+    "fitted",
     "foreign",
     "get",
     "load",
     "morphs",
     "photo_patches",
+    "read_boxes",
+    "read_photo",
+    "read_photos",
     "with_background",
 ]

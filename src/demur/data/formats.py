@@ -144,7 +144,7 @@ def read_folder(path: Path, split: str = "train") -> ImageSet:
             raise DemurError(f"{folder} has no images; each subfolder of {path} is a class and needs some.")
         first = first or files[0]
         for file in files:
-            pixels.append(_read_image(file))
+            pixels.append(read_image(file))
             if pixels[-1].shape[:2] != pixels[0].shape[:2]:
                 sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (pixels[0], pixels[-1])]
                 raise DemurError(f"images differ in size: {first} is {sizes[0]}, {file} is {sizes[1]}. Bring them to one size.")
@@ -159,7 +159,7 @@ def read_folder(path: Path, split: str = "train") -> ImageSet:
     return ImageSet(torch.from_numpy(np.ascontiguousarray(images)), torch.tensor(labels), names, path.resolve().name)
 
 
-def _read_image(file: Path) -> NDArray[np.uint8]:
+def read_image(file: Path) -> NDArray[np.uint8]:
     """The pixels (H, W) of a grey image, or (H, W, 3) of a coloured one."""
     try:
         with Image.open(file) as opened:

@@ -1,11 +1,15 @@
 """Which data set an experiment takes, of those that its profile names, and what is said of that."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
-from demur import data
-from demur.data import ImageSet, SourceStatus
+from demur import data, seeds
+from demur.data import ImageSet, NoSplitError, SourceStatus
+from demur.errors import DemurError
+from demur.experiments.results import Data
+from demur.files import digest
 
 
 def first_at_hand(entries: Sequence[str], known: Mapping[str, SourceStatus]) -> str:
@@ -28,6 +32,82 @@ def counted(images: ImageSet) -> str:
     return f"{images.name}, {len(images):,} images of {images.num_classes} classes"
 
 
+def load_splits(entry: str, root: Path | None, seed: int) -> tuple[ImageSet, ImageSet]:
+    """The training and the test images of this entry; of a set without a test split, a fifth is held out for it."""
+    images = load_entry(entry, root)
+    try:
+        return images, data.load(entry, "test", root)
+    except NoSplitError:
+        return images.split(0.2, seed)
+
+
 def load_entry(entry: str, root: Path | None) -> ImageSet:
     """The set of this entry, and by that name: the name that a path's file has may be another set's."""
     return replace(data.load(entry, root=root), name=entry)
+
+
+class SetWanted(Protocol):
+    """What a profile says of one of several data sets."""
+
+    @property
+    def data(self) -> Sequence[str]:
+        """Entries, of which the first that is there is taken."""
+
+    @property
+    def train_images(self) -> int | None:
+        """How many to train on; all if None."""
+
+
+Settings = TypeVar("Settings", bound=SetWanted)
+
+
+@dataclass(frozen=True)
+class Part(Generic[Settings]):
+    """One of several data sets: what the profile says of it, the images to train on, and those to attack."""
+
+    settings: Settings
+    train: ImageSet
+    test: ImageSet
+    rooted: bool
+    taken: str
+    """Which set it is, in a few words."""
+
+    @property
+    def size(self) -> int:
+        """Pixels a side."""
+        return self.test.images.shape[3]
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all its images."""
+        return digest(self.train.fingerprint, self.test.fingerprint)
+
+
+def gather_part(settings: Settings, attacked: int, data_root: Path | None, seed: int) -> Part[Settings]:
+    """Load the images of one set. Raises: DemurError for too few of them, and for images that are not square."""
+    known = {status.name: status for status in data.describe(data_root)}
+    entry = first_at_hand(settings.data, known)
+    train, test = load_splits(entry, data_root, seeds.derive(seed, "test"))
+    if settings.train_images is not None:
+        if settings.train_images > len(train):
+            raise DemurError(f"train_images is {settings.train_images}, but {entry} has {len(train)} training images.")
+        train = train.take(settings.train_images, seeds.derive(seed, "train"))
+    if attacked > len(test):
+        raise DemurError(f"attack.images is {attacked}, but {entry} has {len(test)} test images.")
+    height, width = test.images.shape[2:]
+    if height != width:
+        raise DemurError(f"the networks need square images; those of {entry} are {height}x{width}.")
+    where = known[entry].where if entry in known else ""
+    return Part(settings, train, test, where not in ("", "embedded"), f"{counted(train)}{passed_over(settings.data, entry, data_root)}")
+
+
+def describe_parts(parts: Sequence[Part[Any]], photographs: str | None) -> Data:
+    """Say what a run on several sets, and perhaps on photographs, was measured on."""
+    names = [part.train.name for part in parts] + (["photographs"] if photographs else [])
+    return Data(
+        " and ".join(names),
+        digest(*(part.fingerprint for part in parts), photographs or ""),
+        sum(len(part.train) + len(part.test) for part in parts),
+        sum(part.train.num_classes for part in parts),
+        photographs is not None or any(part.rooted for part in parts),
+    )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from demur.attacks import sizes
@@ -11,6 +12,7 @@ from demur.classifier import Classifier, Outcome, decide, outcomes_of
 from demur.data import ImageSet, as_floats
 from demur.experiments.results import Picture
 
+SHOWN_SIZE = 224
 _NAMES: tuple[Literal["correct", "rejected", "wrong"], ...] = ("correct", "rejected", "wrong")  # in the order of Outcome
 
 
@@ -51,3 +53,26 @@ def describe(
             l2=float(moved["l2"][row]),
             linf=float(moved["linf"][row]),
         )
+
+
+def in_turn(parts: list[tuple[list[Picture], Tensor, Tensor]], count: int) -> tuple[list[Picture], Tensor, Tensor]:
+    """As many pictures of each part as fit into `count`, one after the other in turn."""
+    each = max(1, count // max(1, len(parts)))
+    order = [(part, place) for place in range(each) for part in parts if place < len(part[0])][:count]
+    empty = torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
+    before = torch.stack([part[1][place] for part, place in order]) if order else empty
+    after = torch.stack([part[2][place] for part, place in order]) if order else empty
+    return [part[0][place] for part, place in order], before, after
+
+
+def enlarged(images: Tensor) -> Tensor:
+    """Bring images (n, 1 or 3, H, W) to (n, 3, 224, 224), to stand in one gallery: small ones pixel by pixel, larger ones cut to their middle."""
+    factor = max(1, SHOWN_SIZE // images.shape[-1])
+    large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3).expand(-1, 3, -1, -1)
+    height, width = large.shape[-2:]
+    canvas = torch.full((len(images), 3, SHOWN_SIZE, SHOWN_SIZE), 255, dtype=torch.uint8)
+    rows, columns = min(height, SHOWN_SIZE), min(width, SHOWN_SIZE)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    at, from_left = (SHOWN_SIZE - rows) // 2, (SHOWN_SIZE - columns) // 2
+    canvas[..., at : at + rows, from_left : from_left + columns] = large[..., top : top + rows, left : left + columns]
+    return canvas

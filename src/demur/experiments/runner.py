@@ -6,21 +6,25 @@ import tomllib
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import BaseModel, ValidationError
 
 from demur.errors import DemurError, unknown
 from demur.evaluation import Ledger
-from demur.experiments import background_class, neural_rejection
+from demur.experiments import background_class, localized_training, neural_rejection
 from demur.experiments.cells import Run, versions
 from demur.experiments.results import Cost, Results, write
 from demur.files import canonical_json, write_text, writing
 from demur.hardware import pick_device
 from demur.progress import job, message
 
-EXPERIMENTS: dict[str, ModuleType] = {"background-class": background_class, "neural-rejection": neural_rejection}
+EXPERIMENTS: dict[str, ModuleType] = {
+    "background-class": background_class,
+    "localized-training": localized_training,
+    "neural-rejection": neural_rejection,
+}
 """Each has TITLE, SOURCE, Profile (a pydantic model), and `prepare`, `work` and `carry_out`, as background_class has them."""
 
 
@@ -125,8 +129,9 @@ def _faults(error: ValidationError, settings: type[BaseModel]) -> str:
 
 def _keys(settings: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
     """The keys that a profile may have at that place."""
-    for part in place:
-        inner = settings.model_fields[str(part)].annotation
+    for part in (part for part in place if isinstance(part, str)):
+        inner = settings.model_fields[part].annotation
+        inner = next((kind for kind in get_args(inner) if isinstance(kind, type) and issubclass(kind, BaseModel)), inner)
         assert isinstance(inner, type) and issubclass(inner, BaseModel)
         settings = inner
     return list(settings.model_fields)

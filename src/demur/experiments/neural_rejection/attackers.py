@@ -36,19 +36,19 @@ PASS = {False: 2.0, True: 8.0}  # a pass for a gradient, against training on an 
 
 @dataclass(frozen=True)
 class Attacked:
-    """What was found on one model, one cell a repeat; `worst` (E, N) and `distance` (N,) of all repeats together."""
+    """What was found on one model, of the images of all repeats; `worst` (E, N), `distance` and `rejected_at` (N,)."""
 
-    judged: list[Cell]
-    paper: list[Cell]
-    strongest: list[Cell]
-    compared: Mapping[str, list[Cell]]
+    judged: Cell
+    paper: Cell
+    strongest: Cell
+    compared: Mapping[str, Cell]
     worst: Tensor
     distance: Tensor
     rejected_at: Tensor
     strangers: Cell | None
 
 
-def unaware_cell(profile: Profile, model: Model, images: ImageSet, name: str, run: Run) -> Cell:
+def unaware_cell(profile: Profile, model: Model, images: ImageSet, run: Run) -> Cell:
     """What an attacker sends who knows only the network: at each eps, whatever it answers most confidently wrong. sent: (E, N, C, H, W)."""
     settings = profile.attack
 
@@ -61,20 +61,20 @@ def unaware_cell(profile: Profile, model: Model, images: ImageSet, name: str, ru
         return {}, {"sent": torch.stack(sent)}
 
     config = _config("unaware", model.network_key, images, settings.model_dump(), run)
-    return run.cell(f"attacker of the network alone, {name}", config, compute, _work(profile, False) * len(images))
+    return run.cell(f"attacker of the network alone, {model.name}", config, compute, _work(profile, False) * len(images))
 
 
-def judged_cell(model: Model, unaware: Cell, images: ImageSet, name: str, run: Run) -> Cell:
+def judged_cell(model: Model, unaware: Cell, images: ImageSet, run: Run) -> Cell:
     """What a model makes of those images. outcomes: (E, N)."""
 
     def compute(_: Path) -> Computed:
         return {}, {"outcomes": torch.stack([outcomes(model.classifier, sent, images.labels) for sent in unaware.tensors["sent"]])}
 
     config = {"cell": "judged", "model": model.key, "sent": unaware.key}
-    return run.cell(f"{UNAWARE}, {name}", config, compute, 0)
+    return run.cell(f"{UNAWARE}, {model.name}", config, compute, 0)
 
 
-def paper_cell(profile: Profile, model: Model, images: ImageSet, others: Tensor, name: str, run: Run) -> Cell:
+def paper_cell(profile: Profile, model: Model, images: ImageSet, others: Tensor, run: Run) -> Cell:
     """The paper's attack at each eps, on the images that it has not broken with less. outcomes: (E, N); distance (N,); images at the
     eps of the comparison, as 8 bits store them.
     """
@@ -99,7 +99,7 @@ def paper_cell(profile: Profile, model: Model, images: ImageSet, others: Tensor,
         return values, {**tensors, "stored_outcomes": outcomes(model.classifier, as_floats(stored), labels)}
 
     config = _config("paper, 2", model.key, images, {**settings.model_dump(), "shown": profile.strongest.eps}, run)
-    return run.cell(f"{PAPER}, {name}", config, compute, 2 * _work(profile, model.rejects) * len(images))
+    return run.cell(f"{PAPER}, {model.name}", config, compute, 2 * _work(profile, model.rejects) * len(images))
 
 
 def paper_attack(profile: Profile, classifier: Classifier, images: Tensor, labels: Tensor, others: Tensor, eps: float) -> AttackResult:
@@ -119,7 +119,7 @@ def paper_attack(profile: Profile, classifier: Classifier, images: Tensor, label
     )
 
 
-def strongest_cell(profile: Profile, model: Model, images: ImageSet, name: str, run: Run) -> Cell:
+def strongest_cell(profile: Profile, model: Model, images: ImageSet, run: Run) -> Cell:
     """The smallest changes that walking along the boundary finds: to an accepted error, and to a rejection. distance, rejected_at (N,)."""
     steps, factors = profile.strongest.steps, (1.0, *WIDER) if model.rejects else (1.0,)
 
@@ -140,10 +140,10 @@ def strongest_cell(profile: Profile, model: Model, images: ImageSet, name: str, 
 
     config = _config("strongest", model.key, images, {"steps": steps, "factors": factors, "rejected": (1.0,)}, run)
     work = (len(factors) + model.rejects) * steps * PASS[model.rejects] * len(images)
-    return run.cell(f"{STRONGEST}, {name}", config, compute, work)
+    return run.cell(f"{STRONGEST}, {model.name}", config, compute, work)
 
 
-def compared_cell(profile: Profile, model: Model, attack: str, images: ImageSet, known: ImageSet, name: str, run: Run) -> Cell:
+def compared_cell(profile: Profile, model: Model, attack: str, images: ImageSet, known: ImageSet, run: Run) -> Cell:
     """One more attack at the eps of the comparison. outcomes, distance: (N,)."""
     settings, steps = profile.strongest, profile.attack.steps
 
@@ -188,10 +188,10 @@ def compared_cell(profile: Profile, model: Model, attack: str, images: ImageSet,
     how = settings.model_dump() if attack == ENSEMBLE else descent
     asked = {"attack": attack, "eps": settings.eps, "how": how, "known": known.fingerprint}
     config = _config("compared", model.key, images, asked, run)
-    return run.cell(f"{attack}, {name}", config, compute, 2 * steps * PASS[model.rejects] * len(images))
+    return run.cell(f"{attack}, {model.name}", config, compute, 2 * steps * PASS[model.rejects] * len(images))
 
 
-def threshold_cell(profile: Profile, model: Model, offset: float, images: ImageSet, name: str, run: Run) -> Cell:
+def threshold_cell(profile: Profile, model: Model, offset: float, images: ImageSet, run: Run) -> Cell:
     """A model whose reject score is moved, and an attacker who knows that: outcomes, confidence, wrong (N,), clean and attacked."""
     settings = profile.thresholds
 
@@ -216,7 +216,7 @@ def threshold_cell(profile: Profile, model: Model, offset: float, images: ImageS
         return passes, tensors
 
     config = _config("threshold, 2", model.key, images, {"offset": offset, "steps": settings.steps, "eps": profile.strongest.eps}, run)
-    return run.cell(f"{name}, threshold moved by {offset:.3g}", config, compute, 2 * settings.steps * PASS[True] * len(images))
+    return run.cell(f"{model.name}, threshold moved by {offset:.3g}", config, compute, 2 * settings.steps * PASS[True] * len(images))
 
 
 def other_classes(images: ImageSet, known: ImageSet, seed: int) -> Tensor:

@@ -46,40 +46,32 @@ def carry_out(profile: Profile, material: Material, run: Run, out: Path) -> tupl
     """Run all cells; write the gallery; give the tables, the curves, the summary and the warnings."""
     models, network = build(profile, material, run)
     total = material.test.take(profile.attack.images * profile.attack.repeats, seeds.derive(run.seed, "attacked"))
-    repeats = [total.subset(index) for index in torch.arange(len(total)).chunk(profile.attack.repeats)]
-    sent = {key: _unaware(profile, model, repeats, run) for key, model in {one.network_key: one for one in models.values()}.items()}
-    found = {name: _attack(profile, model, sent[model.network_key], repeats, material, run) for name, model in models.items()}
+    sent = {
+        key: attackers.unaware_cell(profile, model, total, run) for key, model in {one.network_key: one for one in models.values()}.items()
+    }
+    found = {name: _attack(profile, model, sent[model.network_key], total, material, run) for name, model in models.items()}
     few = total.subset(torch.arange(profile.thresholds.images))
     moved = {name: _thresholds(profile, models[name], few, material.validation, run) for name in (NR, DNR)}
     sheets = Sheets(profile, material, models, network, found, moved, total)
-    _write_pictures(profile, models, found, repeats[0], out)
+    _write_pictures(profile, models, found, total, out)
     return sheets.tables(), sheets.curves(), sheets.summary(), sheets.warnings()
 
 
-def _unaware(profile: Profile, model: Model, repeats: list[ImageSet], run: Run) -> list[Cell]:
-    return [attackers.unaware_cell(profile, model, images, f"{model.name}, repeat {i}", run) for i, images in enumerate(repeats, start=1)]
-
-
-def _attack(profile: Profile, model: Model, sent: list[Cell], repeats: list[ImageSet], material: Material, run: Run) -> Attacked:
+def _attack(profile: Profile, model: Model, unaware: Cell, images: ImageSet, material: Material, run: Run) -> Attacked:
     """All attackers on one model. Those that are only compared do not count for the strongest: not all models meet them."""
-    judged, paper, strongest, worst, distance, rejected_at = [], [], [], [], [], []
-    compared: dict[str, list[Cell]] = {attack: [] for attack in (COMPARED if model.name in (DNN, NR, DNR) else (ENSEMBLE,))}
-    for number, (images, unaware) in enumerate(zip(repeats, sent, strict=True), start=1):
-        name = f"{model.name}, repeat {number}"
-        others = attackers.other_classes(images, material.validation, run.seed)
-        judged.append(attackers.judged_cell(model, unaware, images, name, run))
-        paper.append(attackers.paper_cell(profile, model, images, others, name, run))
-        strongest.append(attackers.strongest_cell(profile, model, images, name, run))
-        for attack, cells in compared.items():
-            cells.append(attackers.compared_cell(profile, model, attack, images, material.validation, name, run))
-        everywhere = [cell.tensors["distance"] for cell in (paper[-1], strongest[-1], compared[ENSEMBLE][-1])]
-        distance.append(attackers.nearest(judged[-1], unaware, images, Outcome.WRONG, everywhere))
-        forced = [strongest[-1].tensors["rejected_at"], attackers.rejected_by(profile, paper[-1])]
-        rejected_at.append(attackers.nearest(judged[-1], unaware, images, Outcome.REJECTED, forced))
-        worst.append(attackers.worst(profile, judged[-1], paper[-1], distance[-1], rejected_at[-1]))
-    together = torch.cat(worst, 1), torch.cat(distance), torch.cat(rejected_at)
-    strangers = attackers.strangers_cell(model, tuple(repeats[0].images.shape[1:]), run) if model.rejects else None
-    return Attacked(judged, paper, strongest, compared, *together, strangers)
+    others = attackers.other_classes(images, material.validation, run.seed)
+    judged = attackers.judged_cell(model, unaware, images, run)
+    paper = attackers.paper_cell(profile, model, images, others, run)
+    strongest = attackers.strongest_cell(profile, model, images, run)
+    wanted = COMPARED if model.name in (DNN, NR, DNR) else (ENSEMBLE,)
+    compared = {attack: attackers.compared_cell(profile, model, attack, images, material.validation, run) for attack in wanted}
+    everywhere = [cell.tensors["distance"] for cell in (paper, strongest, compared[ENSEMBLE])]
+    distance = attackers.nearest(judged, unaware, images, Outcome.WRONG, everywhere)
+    forced = [strongest.tensors["rejected_at"], attackers.rejected_by(profile, paper)]
+    rejected_at = attackers.nearest(judged, unaware, images, Outcome.REJECTED, forced)
+    worst = attackers.worst(profile, judged, paper, distance, rejected_at)
+    strangers = attackers.strangers_cell(model, tuple(images.images.shape[1:]), run) if model.rejects else None
+    return Attacked(judged, paper, strongest, compared, worst, distance, rejected_at, strangers)
 
 
 def _thresholds(profile: Profile, model: Model, images: ImageSet, validation: ImageSet, run: Run) -> dict[float | str, Cell]:
@@ -89,15 +81,15 @@ def _thresholds(profile: Profile, model: Model, images: ImageSet, validation: Im
     confidence, classes = confidences(model.classifier, clean)
     accepted = acceptance_threshold(confidence.double(), classes == validation.labels, ACCEPTED)
     offsets["accepted"] = accepted - 1e-5 * max(1.0, abs(accepted))  # a hair below: adding it to a float32 score rounds
-    return {at: attackers.threshold_cell(profile, model, offset, images, model.name, run) for at, offset in offsets.items()}
+    return {at: attackers.threshold_cell(profile, model, offset, images, run) for at, offset in offsets.items()}
 
 
 def _write_pictures(profile: Profile, models: Mapping[str, Model], found: Mapping[str, Attacked], images: ImageSet, out: Path) -> None:
-    """What the paper's attack makes of some images of the first repeat, for the gallery (Figure 10)."""
+    """What the paper's attack makes of some images, for the gallery (Figure 10)."""
     each = profile.gallery // 3
     described, originals, attacked = [], [], []
     for place, name in enumerate((DNR, NR, DNN)):
-        tensors = found[name].paper[0].tensors
+        tensors = found[name].paper.tensors
         index = torch.tensor(mixed(tensors["stored_outcomes"], place)[:each], dtype=torch.int64)
         originals.append(images.images[index])
         attacked.append(tensors["images"][index])

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from demur import attacks, data, seeds
 from demur.classifier import Classifier, decide, outcomes, outcomes_of
-from demur.data import ImageSet, NoSplitError
+from demur.data import ImageSet
 from demur.defenses import AdversarialTraining, DeepNeuralRejection, NeuralRejection
 from demur.errors import DemurError
 from demur.evaluation import Cell
 from demur.evaluation.ledger import Computed
 from demur.experiments.cells import Run
-from demur.experiments.material import counted, first_at_hand, load_entry, passed_over
+from demur.experiments.material import counted, first_at_hand, load_splits, passed_over
 from demur.experiments.neural_rejection.profile import Profile
 from demur.experiments.results import Data
 from demur.files import digest
@@ -68,11 +68,7 @@ def prepare(profile: Profile, data_root: Path | None, seed: int) -> Material:
     """Load the images, and find what will not work with them before anything is written."""
     known = {status.name: status for status in data.describe(data_root)}
     entry = first_at_hand(profile.data, known)
-    images = load_entry(entry, data_root)
-    try:
-        test = data.load(entry, "test", data_root)
-    except NoSplitError:
-        images, test = images.split(0.2, seeds.derive(seed, "test"))
+    images, test = load_splits(entry, data_root, seeds.derive(seed, "test"))
     if profile.train_images + profile.validation_images > len(images):
         wanted = f"train_images {profile.train_images} and validation_images {profile.validation_images}"
         raise DemurError(f"{wanted} are more than the {len(images)} images that {entry} has for them.")

@@ -49,9 +49,12 @@ class Sheets:
     def outcomes(self, model: str, attacker: str) -> list[Tensor]:
         """Outcomes (E, N) of each repeat."""
         found = self.found[model]
-        if attacker == STRONGEST:
-            return list(found.worst.chunk(self.profile.attack.repeats, dim=1))
-        return [cell.tensors["outcomes"] for cell in (found.judged if attacker == UNAWARE else found.paper)]
+        cells = {UNAWARE: found.judged, PAPER: found.paper}
+        return self._repeats(found.worst if attacker == STRONGEST else cells[attacker].tensors["outcomes"])
+
+    def _repeats(self, outcomes: Tensor) -> list[Tensor]:
+        """Outcomes (..., N) of each repeat: each has as many images, one after the other."""
+        return list(outcomes.split(self.profile.attack.images, dim=-1))  # type: ignore[no-untyped-call]
 
     def tables(self) -> list[Table]:
         """Table 3, Figures 7 and 8, 11 and 12 in figures, and what the paper does not measure."""
@@ -147,7 +150,7 @@ class Sheets:
         for model in (DNN, NR, DNR):
             found = self.found[model]
             lines = {attacker: [one[self.at] for one in self.outcomes(model, attacker)] for attacker in (UNAWARE, PAPER)}
-            lines |= {attack: [cell.tensors["outcomes"] for cell in cells] for attack, cells in found.compared.items()}
+            lines |= {attack: self._repeats(cell.tensors["outcomes"]) for attack, cell in found.compared.items()}
             broken = [torch.stack([one[place] for one in lines.values()]).amax(0) for place in range(self.profile.attack.repeats)]
             lines["the worst of these"] = broken
             for attack, each in lines.items():
@@ -213,12 +216,12 @@ class Sheets:
     def _gradients(self) -> Table:
         rows = []
         for model, found in self.found.items():
-            for attacker, cells in ((PAPER, found.paper), (STRONGEST, found.strongest)):
-                backwards, flat = (sum(cell.values[kind] for cell in cells) for kind in ("backwards", "flat"))
+            for attacker, cell in ((PAPER, found.paper), (STRONGEST, found.strongest)):
+                backwards, flat = (cell.values[kind] for kind in ("backwards", "flat"))
                 rows.append(Figure(model, "zero gradients", group=attacker, unit="%", measured=100 * flat / max(1, backwards)))
                 rows.append(Figure(model, "gradients an image", group=attacker, measured=backwards / len(self.images)))
             if self.models[model].rejects:
-                alone = torch.cat([cell.tensors["alone"] for cell in found.strongest], dim=1)
+                alone = found.strongest.tensors["alone"]
                 reached = alone.isfinite().double().mean(1)
                 for name, value in (("as they are", reached[0]), ("widened", alone[1:].isfinite().any(0).double().mean())):
                     row = share(model, f"found, kernels {name}", [(round(float(value) * alone.shape[1]), alone.shape[1])], group=STRONGEST)
@@ -297,7 +300,7 @@ class Sheets:
 
     def _blind(self, model: str) -> Iterable[str]:
         """The paper's attack without a gradient to follow."""
-        backwards, flat = (sum(cell.values[kind] for cell in self.found[model].paper) for kind in ("backwards", "flat"))
+        backwards, flat = (self.found[model].paper.values[kind] for kind in ("backwards", "flat"))
         if flat > BLIND * backwards:
             yield f"{100 * flat / backwards:.1f} % of the gradients of the paper's attack on {model} were zero: it was blind there."
 

@@ -1,0 +1,166 @@
+"""How fast localized adversarial training is, beside the same algorithm written plainly, and beside ART's.
+
+    python benchmarks/adversarial_training.py [--data-root DIR] [--images 6400] [--epochs 2] [--steps 10] [--rounds 3] [--art]
+
+Images times attack steps a second, on the network of the localized paper, with its eps and Adam; and what the trained models keep under
+the same attack of ours, so that speed is not bought with weaker attacks. Each measurement is a process of its own, in turn. MNIST if the
+data root has it, else the embedded digits. The plain loop is float32 PyTorch as one writes it down: gradients of the images alone, the
+region a factor on the change, all in memory. ART (with --art; it comes with the `peers` extra) trains with AdversarialTrainer and
+ProjectedGradientDescentPyTorch, which is given the same region as a mask. Prints a table in Markdown.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from demur import Classifier, attacks, data
+from demur.attacks import regions
+from demur.data import as_floats
+from demur.defenses import LocalizedAdversarialTraining
+from demur.networks import localized_network
+
+EPS, BOX, BATCH, RATE = 0.3, 12, 50, 1e-3
+
+
+def region() -> Tensor:
+    """Where the training attack may act."""
+    return regions.outside(regions.centre_box((28, 28), BOX, BOX))
+
+
+def ours(network: nn.Module, images: Tensor, labels: Tensor, epochs: int, steps: int, seed: int) -> None:
+    """demur's."""
+    attack = partial(attacks.pgd, norm="linf", eps=EPS, steps=steps, step_size=2.5 * EPS / steps, random_start=True)
+    defended = LocalizedAdversarialTraining(network, 10, attack, region=region())
+    defended.fit(images, labels, epochs=epochs, batch_size=BATCH, seed=seed, optimizer=partial(torch.optim.Adam, lr=RATE), device="cpu")
+
+
+def plain(network: nn.Module, images: Tensor, labels: Tensor, epochs: int, steps: int, seed: int) -> None:
+    """What anyone would write."""
+    torch.manual_seed(seed)
+    optimizer, where, step_size = torch.optim.Adam(network.parameters(), lr=RATE), region(), 2.5 * EPS / steps
+    network.train()
+    for _ in range(epochs):
+        order = torch.randperm(len(images))
+        for start in range(0, len(images) - BATCH + 1, BATCH):
+            clean, true = images[order[start : start + BATCH]], labels[order[start : start + BATCH]]
+            attacked = (clean + where * torch.empty_like(clean).uniform_(-EPS, EPS)).clamp(0, 1)
+            for _ in range(steps):
+                attacked = attacked.detach().requires_grad_()
+                loss = nn.functional.cross_entropy(network(attacked), true)
+                (gradient,) = torch.autograd.grad(loss, attacked)
+                change = (attacked.detach() + step_size * gradient.sign() - clean).clamp(-EPS, EPS) * where
+                attacked = (clean + change).clamp(0, 1)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(attacked), true).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    network.eval()
+
+
+def art(network: nn.Module, images: Tensor, labels: Tensor, epochs: int, steps: int, seed: int) -> None:
+    """ART's trainer, with the region handed to its attack."""
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.defences.trainer import AdversarialTrainer
+    from art.estimators.classification import PyTorchClassifier
+
+    mask = region()[0].numpy()
+
+    class Masked(ProjectedGradientDescentPyTorch):  # type: ignore[misc]
+        def generate(self, x: Any, y: Any = None, **options: Any) -> Any:
+            return super().generate(x, y, mask=mask, **options)
+
+    torch.manual_seed(seed)
+    estimator = PyTorchClassifier(
+        network,
+        loss=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.Adam(network.parameters(), lr=RATE),
+        input_shape=(1, 28, 28),
+        nb_classes=10,
+        clip_values=(0, 1),
+        device_type="cpu",
+    )
+    options = {"eps": EPS, "eps_step": 2.5 * EPS / steps, "max_iter": steps, "num_random_init": 1, "batch_size": BATCH, "verbose": False}
+    trainer = AdversarialTrainer(estimator, Masked(estimator, **options), ratio=1.0)
+    trainer.fit(images.numpy(), nn.functional.one_hot(labels, 10).float().numpy(), batch_size=BATCH, nb_epochs=epochs)
+    network.eval()
+
+
+LOOPS = {"demur": ours, "plain float32": plain, "ART": art}
+
+
+def load(split: str, root: str | None) -> data.ImageSet:
+    """MNIST, or the embedded digits."""
+    there = {status.name for status in data.describe(root) if status.where}
+    return data.load("mnist" if "mnist" in there else "digits", split, root)
+
+
+def measure(loop: str, root: str | None, count: int, epochs: int, steps: int, seed: int) -> dict[str, float]:
+    """Train once in this process; give images times attack steps per second, and accuracy clean and attacked."""
+    train, test = load("train", root), load("test", root)
+    chosen = torch.arange(count) % len(train)
+    images, labels = as_floats(train.images[chosen]), train.labels[chosen]
+    LOOPS[loop](localized_network(seed=seed), images[: 4 * BATCH], labels[: 4 * BATCH], 1, steps, seed)
+    network = localized_network(seed=seed)
+    start = time.perf_counter()
+    LOOPS[loop](network, images, labels, epochs, steps, seed)
+    seconds = time.perf_counter() - start
+    classifier = Classifier(network.float().cpu().eval(), 10)
+    clean, true = test.floats()[:300], test.labels[:300]
+    found = attacks.pgd(classifier, clean, true, norm="linf", eps=EPS, steps=40, random_start=True, region=region(), precision="float32")
+    accuracy = 100 * float((classifier.predict(clean) == true).double().mean())
+    return {"rate": count * epochs * steps / seconds, "accuracy": accuracy, "robust": 100 - 100 * float(found.found.double().mean())}
+
+
+def in_a_process(*options: object) -> dict[str, float]:
+    """Run one measurement by itself, so that neither settings nor memory of one touch the other."""
+    done = subprocess.run([sys.executable, __file__, "--one", *map(str, options)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root")
+    parser.add_argument("--images", type=int, default=6400)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--art", action="store_true")
+    parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        loop, root, *numbers = given.one
+        print(json.dumps(measure(loop, None if root == "None" else root, *map(int, numbers))))
+        return
+    root = str(Path(given.data_root).resolve()) if given.data_root else None
+    loops = [loop for loop in LOOPS if loop != "ART" or given.art]
+    runs: dict[str, list[dict[str, float]]] = {loop: [] for loop in loops}
+    for seed in range(given.rounds):
+        for loop in loops:
+            runs[loop].append(in_a_process(loop, root, given.images, given.epochs, given.steps, seed))
+    about = f"{given.images:,} images of {load('test', root).name}, {given.epochs} epochs, {given.steps} attack steps"
+    print(f"{about}, batches of {BATCH}, {given.rounds} rounds, {torch.get_num_threads()} threads\n")
+    print("| loop | images x attack steps / s (median) | ours over it (median, from, to) | clean accuracy % | attacked % (each round) |")
+    print("|---|---|---|---|---|")
+    for loop in loops:
+        ratios = sorted(mine["rate"] / other["rate"] for mine, other in zip(runs["demur"], runs[loop], strict=True))
+        over = f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if loop != "demur" else ""
+        rate = median(run["rate"] for run in runs[loop])
+        clean = sum(run["accuracy"] for run in runs[loop]) / len(runs[loop])
+        robust = ", ".join(f"{run['robust']:.1f}" for run in runs[loop])
+        print(f"| {loop} | {rate:,.0f} | {over} | {clean:.1f} | {robust} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Photographs and the networks for ImageNet that are at hand to look at them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from demur import data
+from demur.data import ImageSet, Photo, fitted, read_photos
+from demur.files import digest, file_digest
+from demur.networks import CLASSES, Detector, imagenet_network, weights
+
+
+class Wanted(Protocol):
+    """What a profile says of photographs."""
+
+    @property
+    def folder(self) -> str:
+        """Under the data root."""
+
+    @property
+    def networks(self) -> Sequence[str]:
+        """Names of networks."""
+
+    @property
+    def images(self) -> int:
+        """How many."""
+
+
+@dataclass(frozen=True)
+class Album:
+    """The photographs, the networks at hand with their files of weights, and what is said of what is not."""
+
+    photos: list[Photo]
+    networks: dict[str, Path]
+    notes: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all photographs, their boxes and classes, and of the networks' weights."""
+        said = [part for photo in self.photos for part in (photo.pixels.numpy().tobytes(), str(photo.boxes), str(photo.label))]
+        return digest(*said, *(file_digest(path) for path in self.networks.values()))
+
+    def __str__(self) -> str:
+        """In a few words."""
+        return f"{len(self.photos)} photographs for {', '.join(self.networks)}"
+
+
+def gather(wanted: Wanted | None, data_root: Path | None) -> Album | None:
+    """Find the photographs and the networks under the data root; None where the profile wants none, or either is missing."""
+    if wanted is None:
+        return None
+    known = ((name, weights.find(name, data_root)) for name in wanted.networks)
+    networks = {name: path for name, path in known if path is not None}
+    folder = data.data_root(data_root) / wanted.folder
+    if not networks or not folder.is_dir():
+        return None
+    photos = read_photos(folder)
+    largest = max(imagenet_network(name, path).size for name, path in networks.items())
+    enough = [photo for photo in photos if min(photo.size) >= largest][: wanted.images]
+    missing = [name for name in wanted.networks if name not in networks]
+    notes = [f"No weights of {' and '.join(missing)} are at hand."] if missing else []
+    if len(enough) < wanted.images:
+        notes.append(f"Only {len(enough)} of {len(photos)} photographs are as large as the networks need ({largest} pixels).")
+    return Album(_boxed(enough, data_root), networks, tuple(notes)) if enough else None
+
+
+def without_album(wanted: Wanted | None) -> list[str]:
+    """Say that there are no photographs, where a profile wants some."""
+    return ["no photographs: there is no such folder under the data root, or no weights of a network"] if wanted else []
+
+
+def _boxed(photos: Sequence[Photo], data_root: Path | None) -> list[Photo]:
+    """Where a photograph has no box, the detector's, if its weights are at hand; else none: the network's own map is then asked."""
+    if all(photo.boxes for photo in photos) or weights.find("ssdlite320_mobilenet_v3_large", data_root) is None:
+        return list(photos)
+    suggested = Detector(root=data_root).boxes([photo.pixels for photo in photos])
+    pairs = zip(photos, suggested, strict=True)
+    return [photo if photo.boxes else Photo(photo.pixels, photo.name, boxes, photo.label) for photo, boxes in pairs]
+
+
+def at_size(photos: Sequence[Photo], resize: int, size: int) -> ImageSet:
+    """Photographs as a network sees them: (N, 3, size, size), with ImageNet's classes."""
+    pixels = torch.stack([fitted(photo, resize, size).pixels for photo in photos])
+    return ImageSet(pixels, _labels(photos), DISTINCT, "photographs")
+
+
+def _labels(photos: Sequence[Photo]) -> Tensor:
+    return torch.tensor([0 if photo.label is None else photo.label for photo in photos])
+
+
+DISTINCT = tuple(name if CLASSES.index(name) == place else f"{name} ({place})" for place, name in enumerate(CLASSES))
+"""ImageNet's class names; two of them stand for two classes each, of which the second gets its number."""

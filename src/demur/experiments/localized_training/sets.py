@@ -1,0 +1,271 @@
+"""The small networks of the localized experiment: trained thrice, attacked in regions, and what came of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from demur import attacks, seeds
+from demur.attacks import AnyError, AttackResult, regions
+from demur.classifier import Classifier, Outcome, outcomes
+from demur.data import ImageSet, as_floats
+from demur.defenses import AdversarialTraining, LocalizedAdversarialTraining
+from demur.defenses.adversarial_training import NEVER
+from demur.evaluation import Cell
+from demur.evaluation.ledger import Computed
+from demur.experiments.cells import Run
+from demur.experiments.localized_training.profile import Profile, SetProfile
+from demur.experiments.material import Part
+from demur.networks import fit, localized_network, stepwise_sgd, wide_network
+
+NATURAL, STANDARD, BACKGROUND = "natural", "standard", "background"
+MODELS = (NATURAL, STANDARD, BACKGROUND)
+EVERYWHERE, AROUND, OBJECT, RANDOM = "everywhere", "background", "object only", "random pixels, as many as background"
+REGIONS = (EVERYWHERE, AROUND, OBJECT, RANDOM)
+SHOWN = 16  # attacked images of each model that are kept for the gallery
+RETAINED = {"MNIST": 0.08 / 99.19, "CIFAR-10": 59.26 / 95.17}
+"""Accuracy under the attack on the background over clean accuracy, of the paper's natural models (sec. 1.1): what its box is known by."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, and the key of the cell that made it."""
+
+    name: str
+    classifier: Classifier
+    key: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SetFound:
+    """What was found on one set: how the box was chosen, and of each model the cells by region."""
+
+    part: Part[SetProfile]
+    calibration: Cell
+    box: int
+    attacked: ImageSet
+    models: dict[str, Model]
+    clean: dict[str, Cell]
+    pgd: dict[tuple[str, str], Cell]
+    strongest: dict[tuple[str, str], Cell]
+    curve: dict[tuple[str, str], Cell]
+
+
+def carry_out_set(profile: Profile, part: Part[SetProfile], run: Run) -> SetFound:
+    """Train the three models of a set, choose the box on the natural one, and attack them all."""
+    attacked = part.test.take(profile.attack.images, seeds.derive(run.seed, "attacked"))
+    natural = _trained(part, NATURAL, None, run)
+    calibration = _calibration_cell(profile, part, natural, attacked, run)
+    box = calibration.values["box"]
+    models = {NATURAL: natural, STANDARD: _trained(part, STANDARD, None, run), BACKGROUND: _trained(part, BACKGROUND, box, run)}
+    clean, pgd, strongest, curve = {}, {}, {}, {}
+    for name, model in models.items():
+        clean[name] = _clean_cell(part, model, run)
+        for region in REGIONS:
+            pgd[name, region] = _pgd_cell(profile, part, model, region, box, attacked, run)
+        for region in (EVERYWHERE, AROUND):
+            strongest[name, region] = _strongest_cell(profile, part, model, region, box, attacked, run)
+            curve[name, region] = _curve_cell(profile, part, model, region, box, attacked, run)
+    return SetFound(part, calibration, box, attacked, models, clean, pgd, strongest, curve)
+
+
+def work(profile: Profile, part: Part[SetProfile]) -> float:
+    """Units of work, about one image trained on once."""
+    settings, attack = part.settings, profile.attack
+    trained = settings.steps * settings.batch_size * (3 + 2 * 0.7 * settings.attack_steps)
+    passes = attack.steps * (len(settings.boxes) * attack.calibration_images + 3 * (4 + 2 * len(attack.curve)) * attack.images)
+    return trained + 0.7 * passes + 6 * _strongest_work(profile)
+
+
+def new_network(settings: SetProfile, images: ImageSet, seed: int) -> nn.Module:
+    """The network of a set, untrained. Raises: DemurError if the images do not fit it."""
+    build = wide_network if settings.network == "wide" else localized_network
+    return build(images.num_classes, channels=images.images.shape[1], size=images.images.shape[2], seed=seeds.derive(seed, "network"))
+
+
+def region_of(name: str, box: int, images: Tensor, seed: int) -> Tensor | None:
+    """The region of that name, where a centre box of that side is the object."""
+    inside = regions.centre_box((images.shape[-2], images.shape[-1]), box, box)
+    if name == RANDOM:
+        return regions.same_area(regions.outside(inside), images, seed)
+    return {EVERYWHERE: None, AROUND: regions.outside(inside), OBJECT: inside}[name]
+
+
+def _trained(part: Part[SetProfile], kind: str, box: int | None, run: Run) -> Model:
+    """One of the three models, trained as sec. 5 says: the same steps, on other batches."""
+    settings, classes = part.settings, part.train.num_classes
+    network = new_network(settings, part.train, run.seed)
+    attack = partial(
+        attacks.pgd, norm="linf", eps=settings.eps, steps=settings.attack_steps, step_size=settings.step_size, random_start=True
+    )
+    epochs = max(1, round(settings.steps / max(1, len(part.train) // settings.batch_size)))
+
+    def compute(checkpoint: Path) -> Computed:
+        options: dict[str, Any] = {"epochs": epochs, "batch_size": settings.batch_size, "seed": run.seed, "device": run.device}
+        options |= {"optimizer": _optimizer(settings), "checkpoint": checkpoint}
+        if kind == NATURAL:
+            history = fit(network, part.train.images, part.train.labels, **options)
+        elif box is None:
+            history = AdversarialTraining(network, classes, attack).fit(part.train.images, part.train.labels, **options).history_
+        else:
+            region = regions.outside(regions.centre_box((part.size, part.size), box, box))
+            defended = LocalizedAdversarialTraining(network, classes, attack, region=region)
+            history = defended.fit(part.train.images, part.train.labels, **options).history_
+        return {"loss": history[-1].loss, "accuracy": history[-1].accuracy}, dict(network.cpu().state_dict())
+
+    shared = settings.model_dump(
+        exclude={"name", "paper", "data", "boxes"} | ({"eps", "attack_steps", "step_size"} if kind == NATURAL else set())
+    )
+    config = {"cell": "localized", "kind": kind, "box": box, "data": part.train.fingerprint, "settings": shared, "seed": run.seed}
+    passes = 0.0 if kind == NATURAL else 0.7 * settings.attack_steps
+    cell = run.cell(f"{settings.name}: train the {kind} model", config, compute, settings.steps * settings.batch_size * (1 + passes))
+    network.load_state_dict(dict(cell.tensors))
+    return Model(kind, Classifier(network, classes).to(run.device).eval(), cell.key, cell.values)
+
+
+def _optimizer(settings: SetProfile) -> Callable[..., torch.optim.Optimizer]:
+    """As Madry et al. 2018 have it: Adam for MNIST's network, descent with smaller and smaller steps for CIFAR-10's."""
+    if settings.network == "wide":
+        return partial(stepwise_sgd, steps=settings.steps, rate=settings.learning_rate)
+    return partial(torch.optim.Adam, lr=settings.learning_rate)
+
+
+def paper_attack(
+    classifier: Classifier, images: Tensor, labels: Tensor, region: Tensor | None, eps: float, steps: int, step_share: float, seed: int
+) -> AttackResult:
+    """The paper's attack: descent from a random start to the largest cross-entropy, whatever the answer, inside the region."""
+    goal = AnyError("cross_entropy", confidence=NEVER)
+    options: dict[str, Any] = {"steps": steps, "step_size": step_share * eps, "random_start": True, "seed": seed}
+    return attacks.pgd(classifier, images, labels, norm="linf", eps=eps, goal=goal, region=region, **options)
+
+
+def _losses(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy (N,) of the images, in float64."""
+    return nn.functional.cross_entropy(classifier.scores(images).double(), labels, reduction="none")
+
+
+def _judged(classifier: Classifier, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    return {"losses": _losses(classifier, images, labels), "outcomes": outcomes(classifier, images, labels)}
+
+
+def _clean_cell(part: Part[SetProfile], model: Model, run: Run) -> Cell:
+    """All test images as they are. losses, outcomes: (N,)."""
+
+    def compute(_: Path) -> Computed:
+        return {}, _judged(model.classifier, part.test.floats(), part.test.labels)
+
+    config = {"cell": "localized clean", "model": model.key, "data": part.test.fingerprint}
+    return run.cell(f"{part.settings.name}: clean images, {model.name}", config, compute, 0)
+
+
+def _calibration_cell(profile: Profile, part: Part[SetProfile], natural: Model, attacked: ImageSet, run: Run) -> Cell:
+    """Attack the natural model around centre boxes of several sides, and choose: where accuracy falls by as much as the paper's.
+
+    Of a set that the paper has not, the middle one of the sides is taken.
+    """
+    settings, attack = part.settings, profile.attack
+    images = attacked.take(attack.calibration_images, seeds.derive(run.seed, "calibration"))
+
+    def compute(_: Path) -> Computed:
+        clean = images.floats()
+        before = _accuracy(natural.classifier, clean, images.labels)
+        left = []
+        for side in settings.boxes:
+            around = region_of(AROUND, side, clean, run.seed)
+            found = paper_attack(natural.classifier, clean, images.labels, around, settings.eps, attack.steps, attack.step_share, run.seed)
+            left.append(_accuracy(natural.classifier, found.attempts, images.labels))
+        retained = RETAINED.get(settings.paper)
+        chosen = len(left) // 2 if retained is None else min(range(len(left)), key=lambda i: (abs(left[i] - retained * before), -i))
+        return {"accuracy": left, "clean": before, "box": settings.boxes[chosen]}, {}
+
+    config = {"cell": "calibration", "model": natural.key, "data": images.fingerprint, "eps": settings.eps, "boxes": settings.boxes}
+    config |= {"attack": _attack_config(profile), "paper": settings.paper, "seed": run.seed}
+    passes = 0.7 * attack.steps * len(settings.boxes) * attack.calibration_images
+    return run.cell(f"{settings.name}: choose the box", config, compute, passes)
+
+
+def _accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
+    return float((outcomes(classifier, images, labels) == Outcome.CORRECT).double().mean())
+
+
+def _pgd_cell(profile: Profile, part: Part[SetProfile], model: Model, region: str, box: int, attacked: ImageSet, run: Run) -> Cell:
+    """The paper's attack in a region. losses, outcomes (N,); the first images as 8 bits store them."""
+    settings, attack = part.settings, profile.attack
+
+    def compute(_: Path) -> Computed:
+        clean = attacked.floats()
+        where = region_of(region, box, clean, run.seed)
+        result = paper_attack(model.classifier, clean, attacked.labels, where, settings.eps, attack.steps, attack.step_share, run.seed)
+        stored = attacks.round_towards(result.attempts[:SHOWN], clean[:SHOWN])
+        shown = outcomes(model.classifier, as_floats(stored), attacked.labels[:SHOWN])
+        tensors = {**_judged(model.classifier, result.attempts, attacked.labels), "images": stored, "stored_outcomes": shown}
+        return _passes(result), tensors
+
+    config = _config("localized pgd", part, model, region, box, attacked, {"attack": _attack_config(profile)}, run)
+    return run.cell(f"{settings.name}: {model.name}, {region}", config, compute, 0.7 * attack.steps * attack.images)
+
+
+def _strongest_cell(profile: Profile, part: Part[SetProfile], model: Model, region: str, box: int, attacked: ImageSet, run: Run) -> Cell:
+    """The strongest attack in a region, on the first of the attacked images. outcomes: (n,)."""
+    settings, strongest = part.settings, profile.strongest
+    images = attacked.subset(torch.arange(strongest.images))
+
+    def compute(_: Path) -> Computed:
+        clean = images.floats()
+        where = region_of(region, box, clean, run.seed)
+        options = strongest.model_dump(exclude={"images"})
+        result = attacks.strongest(model.classifier, clean, images.labels, norm="linf", eps=settings.eps, region=where, **options)
+        return _passes(result), {"outcomes": outcomes(model.classifier, result.attempts, images.labels)}
+
+    config = _config("localized strongest", part, model, region, box, images, strongest.model_dump(), run)
+    return run.cell(f"{settings.name}: the strongest on {model.name}, {region}", config, compute, _strongest_work(profile))
+
+
+def _curve_cell(profile: Profile, part: Part[SetProfile], model: Model, region: str, box: int, attacked: ImageSet, run: Run) -> Cell:
+    """The paper's attack at each eps, on the images that it has not broken with less. outcomes: (E, N)."""
+    settings, attack = part.settings, profile.attack
+
+    def compute(_: Path) -> Computed:
+        clean, labels = attacked.floats(), attacked.labels
+        where = region_of(region, box, clean, run.seed)
+        now = outcomes(model.classifier, clean, labels)
+        found = []
+        for eps in (factor * settings.eps for factor in attack.curve):
+            left = (now == Outcome.CORRECT).nonzero().flatten()
+            if eps and len(left):
+                here = None if where is None else where.expand(len(clean), *where.shape[1:])[left]
+                result = paper_attack(
+                    model.classifier, clean[left], labels[left], here, min(1.0, eps), attack.steps, attack.step_share, run.seed
+                )
+                now[left] = outcomes(model.classifier, result.attempts, labels[left])
+            found.append(now.clone())
+        return {}, {"outcomes": torch.stack(found)}
+
+    config = _config("localized curve", part, model, region, box, attacked, {"attack": _attack_config(profile), "curve": attack.curve}, run)
+    passes = 0.7 * attack.steps * attack.images * len(attack.curve)
+    return run.cell(f"{settings.name}: {model.name} against eps, {region}", config, compute, passes)
+
+
+def _config(
+    cell: str, part: Part[SetProfile], model: Model, region: str, box: int, images: ImageSet, settings: Mapping[str, Any], run: Run
+) -> dict[str, Any]:
+    about = {"cell": cell, "model": model.key, "region": region, "box": box, "eps": part.settings.eps}
+    return {**about, "data": images.fingerprint, "settings": dict(settings), "seed": run.seed}
+
+
+def _attack_config(profile: Profile) -> dict[str, Any]:
+    return profile.attack.model_dump(include={"steps", "step_share"})
+
+
+def _strongest_work(profile: Profile) -> float:
+    strongest = profile.strongest
+    return 0.7 * strongest.images * (strongest.steps * (4 + strongest.targets) + strongest.queries)
+
+
+def _passes(result: AttackResult) -> dict[str, int]:
+    return {kind: int(getattr(result, kind).sum()) for kind in ("forwards", "backwards", "flat")}

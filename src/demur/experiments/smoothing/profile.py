@@ -1,0 +1,104 @@
+"""The scale of the smoothing experiment: what a profile's TOML file may say."""
+
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from demur.experiments.fields import INCREASING, Names
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+_Count = Field(ge=1)
+_Linf = Field(gt=0, le=1, allow_inf_nan=False)
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd")
+    return value
+
+
+_Sigmas = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], INCREASING]
+_Sizes = Annotated[tuple[Annotated[int, Field(ge=3), AfterValidator(_odd)], ...], INCREASING]
+
+
+class SetProfile(BaseModel):
+    """Networks of one data set, each behind another filter."""
+
+    model_config = _STRICT
+    name: str = Field(min_length=1)
+    data: Names = Field(min_length=1)
+    train_images: int | None = Field(None, ge=1)
+    epochs: int = _Count
+    batch_size: int = Field(64, ge=2)
+    gaussian: _Sigmas = (0.5, 1.0, 1.5, 2.0)
+    median: _Sizes = (3, 5)
+    eps: float = _Linf
+
+
+class AttackProfile(BaseModel):
+    """The paper's targeted attack, and the attackers at a fixed eps."""
+
+    model_config = _STRICT
+    images: int = _Count
+    step_size: float = Field(0.1, gt=0, allow_inf_nan=False)
+    targeted_steps: int = Field(1000, ge=1)
+    steps: int = _Count
+
+
+class StrongestProfile(BaseModel):
+    """How hard the strongest attacker tries."""
+
+    model_config = _STRICT
+    images: int = _Count
+    steps: int = _Count
+    targets: int = _Count
+    queries: int = _Count
+
+
+class PhotographsProfile(BaseModel):
+    """The targeted attack on networks for ImageNet."""
+
+    model_config = _STRICT
+    folder: str = "imagenet/photos"
+    networks: Names = Field(min_length=1)
+    images: int = _Count
+    step_size: float = Field(0.1, gt=0, allow_inf_nan=False)
+    steps: int = Field(1000, ge=1)
+
+
+class TuningProfile(BaseModel):
+    """Transfer learning: a network for ImageNet, tuned to a small data set with and without the filter in front."""
+
+    model_config = _STRICT
+    data: Names = Field(min_length=1)
+    network: str = Field(min_length=1)
+    size: int = Field(ge=32)
+    sigma: float = Field(1.5, gt=0, allow_inf_nan=False)
+    train_images: int | None = Field(None, ge=1)
+    epochs: int = _Count
+    batch_size: int = Field(32, ge=2)
+    learning_rate: float = Field(0.01, gt=0, allow_inf_nan=False)
+    images: int = _Count
+    eps: float = _Linf
+    steps: int = _Count
+
+
+class Profile(BaseModel):
+    """The scale of the experiment."""
+
+    model_config = _STRICT
+    sets: tuple[SetProfile, ...] = Field(min_length=1)
+    attack: AttackProfile
+    strongest: StrongestProfile
+    photographs: PhotographsProfile | None = None
+    tuning: TuningProfile | None = None
+    gallery: int = Field(48, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        names = [one.name for one in self.sets]
+        if len(set(names)) < len(names):
+            raise ValueError("two of the sets have the same name")
+        if self.strongest.images > self.attack.images:
+            raise ValueError("strongest.images cannot be more than attack.images")
+        return self

@@ -1,0 +1,250 @@
+"""Tables, curves and sentences of the smoothing experiment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from torch import Tensor
+
+from demur.evaluation import rates
+from demur.experiments.album import Album
+from demur.experiments.results import Curve, Figure, Table
+from demur.experiments.shares import series, share
+from demur.experiments.smoothing.filters import BOX, IDENTITY, IGNORES, NONE, THROUGH, SetFound, broken_alone
+from demur.experiments.smoothing.photographs import NetworkFound
+from demur.experiments.smoothing.profile import Profile
+from demur.experiments.smoothing.tuning import PUBLIC, WHITE, Tuned
+
+PAPER_BEST = "Gaussian, sigma 1.5"
+ATTACKERS = (IGNORES, THROUGH, IDENTITY, BOX)
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """What a run found, and how it is written down."""
+
+    profile: Profile
+    found: Sequence[SetFound]
+    album: Album | None
+    networks: Sequence[NetworkFound]
+    tuned: Sequence[Tuned]
+    embedded: bool
+
+    def tables(self) -> list[Table]:
+        """All tables."""
+        pictures = [self._photographs(), self._transfer()] if self.networks else []
+        return [self._rankings(), self._attackers(), *pictures, *([self._tuned()] if self.tuned else [])]
+
+    def _rankings(self) -> Table:
+        rows = []
+        for one in self.found:
+            name = one.part.settings.name
+            products, kept = products_of(one), robust_of(one)
+            by_product, by_robust = _places(products), _places(kept)
+            for model in one.models:
+                targeted = one.targeted[model].tensors
+                clean = rates(one.clean[model].tensors["outcomes"])
+                rows.append(share(model, "clean accuracy", [(clean.correct, clean.n)], group=name))
+                count = len(targeted["found"])
+                rows.append(share(model, "target reached", [(int(targeted["found"].sum()), count)], group=name))
+                distance = distance_of(one, model)
+                rows.append(
+                    Figure(model, "mean L2", name, measured=distance, n=int(targeted["found"].sum()), note="" if distance else "none")
+                )
+                rows.append(Figure(model, "steps", name, measured=float(targeted["steps"].double().mean()), n=count))
+                rows.append(Figure(model, "accuracy x distance", name, measured=products[model]))
+                rows.append(Figure(model, "its rank", name, measured=by_product[model]))
+                strong = rates(one.worst(model))
+                rows.append(share(model, "robust accuracy", [(strong.correct, strong.n)], group=name))
+                rows.append(Figure(model, "its rank ", name, measured=by_robust[model]))
+        eps = ", ".join(f"{_written(one.part.settings.eps)} on {one.part.settings.name}" for one in self.found)
+        attack = self.profile.attack
+        note = (
+            f"The paper's attack goes towards a random other class in steps of {attack.step_size:g}, {attack.targeted_steps:,} at most, on "
+            f"{attack.images:,} test images; its measure of a filter is accuracy times the mean distance of what it found. Robust accuracy: correct "
+            f"under the worst of all attackers that know the filter or step around it, in Linf (eps {eps}), on {self.profile.strongest.images:,} images."
+        )
+        return Table("Filters, ranked by the paper's product and by robust accuracy", rows, note)
+
+    def _attackers(self) -> Table:
+        rows = []
+        for one in self.found:
+            for model in one.models:
+                for attacker in ATTACKERS:
+                    if (model, attacker) in one.attackers:
+                        found = rates(one.attackers[model, attacker].tensors["outcomes"])
+                        rows.append(share(model, attacker, [(found.wrong, found.n)], group=one.part.settings.name))
+                for column, outcomes in (("strongest", one.strongest[model].tensors["outcomes"]), ("worst of all", one.worst(model))):
+                    found = rates(outcomes)
+                    rows.append(share(model, column, [(found.wrong, found.n)], group=one.part.settings.name))
+        note = (
+            f"Wrong answers of each network. Who ignores the filter attacks the network behind it, and what he sends then goes through the filter: "
+            f"transfer, and no measure of the defence. The others know it, in {self.profile.attack.steps} steps of projected gradient descent: by its own "
+            "gradient (of the median a subgradient), or by that of the identity or of a box blur in its place (BPDA)."
+        )
+        return Table("Who attacks, and who knows the filter", rows, note)
+
+    def _photographs(self) -> Table:
+        assert self.profile.photographs is not None and self.album is not None
+        rows = []
+        for one in sorted(self.networks, key=lambda one: -hardness(one)):
+            tensors = one.attacked.tensors
+            found, count = tensors["found"], len(tensors["found"])
+            rows.append(Figure(one.name, "layers", measured=float(one.layers)))
+            rows.append(Figure(one.name, "weights", unit="M", measured=one.weights / 1e6))
+            rows.append(share(one.name, "target reached", [(int(found.sum()), count)]))
+            rows.append(share(one.name, "so on 8 bits", [(int(tensors["stored"].sum()), count)]))
+            rows.append(Figure(one.name, "median steps", measured=float(tensors["steps"].double().median()), n=count))
+            distance = tensors["distance"][found]
+            rows.append(Figure(one.name, "mean L2", measured=float(distance.mean()) if len(distance) else None, n=len(distance)))
+            rows.append(Figure(one.name, "confidence in the target", measured=float(tensors["confidence"].mean()), n=count))
+        note = (
+            f"{count} photographs, each towards a random class, in steps of {self.profile.photographs.step_size:g} in L2; the hardest first. Layers: "
+            "convolutions and dense ones. " + " ".join(self.album.notes)
+        )
+        return Table("Photographs: which network is hardest (section 2.2)", rows, note.strip())
+
+    def _transfer(self) -> Table:
+        rows = []
+        for one in self.networks:
+            for other, cell in one.answers.items():
+                knew = cell.tensors["clean"] == cell.tensors["labels"]
+                wrong = knew & (cell.tensors["attacked"] != cell.tensors["labels"])
+                rows.append(share(one.name, other, [(int(wrong.sum()), int(knew.sum()))], note="itself" if other == one.name else ""))
+                if other != one.name:
+                    reached = cell.tensors["attacked"] == one.attacked.tensors["targets"]
+                    rows.append(share(one.name, f"{other}: target", [(int(reached.sum()), len(reached))]))
+        note = (
+            "Pictures attacked on the network of the line, shown to that of the column: how many of the photographs that it knew it now errs on, and "
+            "how many it takes for the target. An attack that stops at the first success transfers little."
+        )
+        return Table("Photographs: transfer from network to network", rows, note)
+
+    def _tuned(self) -> Table:
+        assert self.profile.tuning is not None
+        settings, rows = self.profile.tuning, []
+        for one in self.tuned:
+            lines = {"clean": one.clean, **one.attacked}
+            for column, cell in lines.items():
+                found = rates(cell.tensors["outcomes"])
+                rows.append(share(one.filter, column, [(found.correct, found.n)], group=one.layers))
+        note = (
+            f"Correct answers of {settings.network}, tuned for {settings.epochs} epochs to small images enlarged to {settings.size} pixels, on "
+            f"{settings.images} test images; attacked within {_written(settings.eps)} in Linf by who has only the public network, away from what that calls "
+            "the image, and by who has the tuned one. Batch statistics follow the new images also where only the last layer is trained."
+        )
+        return Table("Transfer learning behind the filter", rows, note)
+
+    def curves(self) -> list[Curve]:
+        """Outcomes against the Gaussian's width, clean and under the worst of all attackers."""
+        drawn = []
+        for one in self.found:
+            sigmas = [0.0, *one.part.settings.gaussian]
+            names = [NONE, *(f"Gaussian, sigma {sigma:g}" for sigma in sigmas[1:])]
+            if len(sigmas) < 2:
+                continue
+            lines = [
+                series("clean", [rates(one.clean[name].tensors["outcomes"]) for name in names]),
+                series("the worst of all attackers", [rates(one.worst(name)) for name in names]),
+                series("ignores the filter", [rates(_ignoring(one, name)) for name in names]),
+            ]
+            note = f"eps {_written(one.part.settings.eps)} in Linf. A sigma of 0 is no filter."
+            drawn.append(Curve(f"{one.part.settings.name}: outcomes against the Gaussian's width", "sigma (pixels)", sigmas, lines, note))
+        return drawn
+
+    def summary(self) -> list[str]:
+        """Say the main findings in sentences made of the figures."""
+        sentences = ["A toy, to see how it works: small embedded digits and few images."] if self.embedded else []
+        for one in self.found:
+            name, products, kept = one.part.settings.name, products_of(one), robust_of(one)
+            best, strong = max(products, key=lambda model: products[model]), max(kept, key=lambda model: kept[model])
+            sentences.append(
+                f"{name}: the paper's product is largest for {best} ({products[best]:.2f}; without a filter {products[NONE]:.2f}); robust accuracy at "
+                f"{_written(one.part.settings.eps)} is largest for {strong} ({kept[strong]:.1f} %; without a filter {kept[NONE]:.1f} %)."
+            )
+            smooth = [model for model in one.models if model != NONE]
+            ignoring = fmean(100 * rates(one.attackers[model, IGNORES].tensors["outcomes"]).accuracy for model in smooth)
+            knowing = fmean(kept[model] for model in smooth)
+            sentences.append(
+                f"{name}: against who ignores the filter the filtered networks keep {ignoring:.1f} % correct on average, against the worst of those who "
+                f"know it {knowing:.1f} %. {_verdict(knowing, kept[NONE])}"
+            )
+        if self.networks:
+            hardest = max(self.networks, key=hardness)
+            deepest = max(self.networks, key=lambda one: one.layers)
+            agrees = "agrees" if hardest is deepest else "does not agree"
+            sentences.append(
+                f"Photographs: {hardest.name} is hardest to deceive ({hardness(hardest):.2f} in L2 on average), the deepest is {deepest.name} "
+                f"({hardness(deepest):.2f}): that {agrees} with the paper's claim that depth helps."
+            )
+        for one in self.tuned:
+            clean, public, white = (
+                100 * rates(cell.tensors["outcomes"]).accuracy for cell in (one.clean, one.attacked[PUBLIC], one.attacked[WHITE])
+            )
+            sentences.append(
+                f"Tuned, {one.layers}, {one.filter}: {clean:.1f} % correct, {public:.1f} % where attacked on the public network, {white:.1f} % where "
+                "attacked whole."
+            )
+        return sentences
+
+    def warnings(self) -> list[str]:
+        """Where the exact gradient loses to another one (R24), and where the strongest missed what another found (R13)."""
+        lines = []
+        for one in self.found:
+            for model, attacker in one.attackers:
+                if attacker in (THROUGH,):
+                    continue
+                alone = broken_alone(one, model, attacker)
+                ours, theirs = (rates(one.attackers[model, who].tensors["outcomes"]).wrong for who in (THROUGH, attacker))
+                if theirs > ours:
+                    lines.append(
+                        f"{one.part.settings.name}, {model}: the exact gradient breaks {ours} images, {attacker} {theirs} ({alone} of them alone). The exact "
+                        "gradient is not the worst case there."
+                    )
+        return lines
+
+
+def products_of(one: SetFound) -> dict[str, float]:
+    """The paper's score of each filter: accuracy times the mean distance of the targeted attack."""
+    return {model: rates(one.clean[model].tensors["outcomes"]).accuracy * (distance_of(one, model) or 0.0) for model in one.models}
+
+
+def distance_of(one: SetFound, model: str) -> float | None:
+    """Mean distance of what the targeted attack found; None where it found nothing."""
+    tensors = one.targeted[model].tensors
+    return float(tensors["distance"][tensors["found"]].mean()) if bool(tensors["found"].any()) else None
+
+
+def robust_of(one: SetFound) -> dict[str, float]:
+    """Share in % that stays correct under the worst of all attackers."""
+    return {model: 100 * rates(one.worst(model)).accuracy for model in one.models}
+
+
+def hardness(one: NetworkFound) -> float:
+    """Mean distance to the targets that were reached."""
+    tensors = one.attacked.tensors
+    return float(tensors["distance"][tensors["found"]].mean()) if bool(tensors["found"].any()) else float("inf")
+
+
+def _ignoring(one: SetFound, name: str) -> Tensor:
+    return one.attackers[name, THROUGH if name == NONE else IGNORES].tensors["outcomes"]
+
+
+def _places(values: dict[str, float]) -> dict[str, float]:
+    """Rank from 1, the largest first; equals share the better one."""
+    return {name: 1.0 + sum(other > value for other in values.values()) for name, value in values.items()}
+
+
+def _verdict(knowing: float, without: float) -> str:
+    if knowing > without + 10:
+        return "Smoothing helps against an attacker who knows it, by these figures."
+    return (
+        "Smoothing is no defence against an attacker who knows it."
+        if knowing < 50
+        else "Smoothing hardly changes what such an attacker can do."
+    )
+
+
+def _written(eps: float) -> str:
+    levels = round(255 * eps, 6)
+    return f"{levels:g}/255" if levels == int(levels) and levels < 64 else f"{eps:g}"

@@ -1,0 +1,135 @@
+"""Smoothing filters against scipy's, and the classifiers that they stand in front of. R24, R25."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from demur import Classifier, DemurError, Outcome, attacks, data, outcomes
+from demur.defenses import GaussianSmoothing, MedianSmoothing, gaussian_smoothing, median_smoothing
+from demur.defenses.smoothing import GaussianFilter, MedianFilter
+from models import convolutional, images_of
+
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(8, 17), st.integers(8, 17))
+
+
+def drawn(shape, seed, dtype=torch.float64):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@given(SHAPES, st.floats(0.2, 2.3), st.integers(0, 99))
+def test_the_gaussian_is_scipys(shape, sigma, seed):
+    images = drawn(shape, seed)
+    radius = int(np.ceil(3 * sigma))
+    expected = scipy.ndimage.gaussian_filter(images.numpy(), sigma, mode="mirror", radius=(0, 0, radius, radius), axes=None)
+    if radius:
+        expected = scipy.ndimage.gaussian_filter(images.numpy(), sigma, mode="mirror", radius=radius, axes=(2, 3))
+    torch.testing.assert_close(gaussian_smoothing(images, sigma), torch.from_numpy(expected))
+
+
+@given(SHAPES, st.sampled_from([1, 3, 5, 7]), st.integers(0, 99), st.booleans())
+def test_the_median_is_scipys(shape, size, seed, few):
+    images = drawn(shape, seed)
+    images = (4 * images).round() / 4 if few else images  # few values: many are equal
+    expected = scipy.ndimage.median_filter(images.numpy(), size=(1, 1, size, size), mode="mirror")
+    assert torch.equal(median_smoothing(images, size), torch.from_numpy(expected))
+
+
+def test_gradients_are_exact_through_the_gaussian_and_a_subgradient_through_the_median():
+    """R24: against finite differences, where no two pixels are equal; and all of a gradient arrives somewhere."""
+    images = drawn((2, 2, 8, 9), 0).requires_grad_()
+    assert torch.autograd.gradcheck(lambda given: gaussian_smoothing(given, 0.8), images)
+    for size in (3, 5):
+        assert torch.autograd.gradcheck(lambda given, size=size: median_smoothing(given, size), images)
+    for values in (drawn((1, 1, 8, 8), 1), torch.zeros(1, 1, 8, 8)):
+        given_images = values.clone().requires_grad_()
+        weights = drawn((1, 1, 8, 8), 2)
+        (weights * median_smoothing(given_images, 3)).sum().backward()
+        torch.testing.assert_close(given_images.grad.sum(), weights.sum())
+
+
+def test_the_median_of_a_large_batch_is_that_of_its_parts():
+    images = drawn((9, 3, 40, 40), 3, torch.float32)
+    from demur.defenses import smoothing
+
+    whole = {size: median_smoothing(images, size) for size in (3, 5)}
+    chunk, smoothing.CHUNK = smoothing.CHUNK, 1
+    try:
+        for size, expected in whole.items():
+            assert torch.equal(median_smoothing(images, size), expected)
+    finally:
+        smoothing.CHUNK = chunk
+
+
+@given(st.floats(0.3, 2.0), st.floats(0, 1))
+def test_smoothing_keeps_flat_images_and_the_range(sigma, level):
+    flat = torch.full((1, 1, 9, 9), level)
+    torch.testing.assert_close(gaussian_smoothing(flat, sigma), flat)
+    assert torch.equal(median_smoothing(flat, 3), flat)
+    images = drawn((2, 1, 9, 9), 5)
+    for smooth in (gaussian_smoothing(images, sigma), median_smoothing(images, 3)):
+        assert float(smooth.min()) >= float(images.min()) - 1e-9 and float(smooth.max()) <= float(images.max()) + 1e-9
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_sigma_that_is_no_width_is_refused(value):
+    for make in (
+        lambda: gaussian_smoothing(images_of(1, 1), value),
+        lambda: GaussianFilter(value),
+        lambda: GaussianSmoothing(nn.Identity(), 3, value),
+    ):
+        with pytest.raises(DemurError, match="sigma is a number of pixels above 0"):
+            make()
+
+
+@pytest.mark.parametrize("value", [0, 2, 4, -3])
+def test_a_median_of_an_even_window_is_refused(value):
+    for make in (
+        lambda: median_smoothing(images_of(1, 1), value),
+        lambda: MedianFilter(value),
+        lambda: MedianSmoothing(nn.Identity(), 3, value),
+    ):
+        with pytest.raises(DemurError, match="odd number of pixels"):
+            make()
+
+
+def test_filters_that_reach_over_the_image_and_inputs_that_are_no_images_are_refused():
+    with pytest.raises(DemurError, match="sigma 3 reaches 9 pixels"):
+        gaussian_smoothing(images_of(1, 1, 8), 3)
+    with pytest.raises(DemurError, match="median of 17x17 reaches 8 pixels"):
+        median_smoothing(images_of(1, 1, 8), 17)
+    for filtered in (gaussian_smoothing, median_smoothing):
+        with pytest.raises(DemurError, match="float images"):
+            filtered(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), 1)
+
+
+@pytest.mark.parametrize("make", [lambda module: GaussianSmoothing(module, 3, 1.0), lambda module: MedianSmoothing(module, 3, 3)])
+def test_no_attack_goes_around_the_filter(make):
+    """R24: what the attack differentiates is the filtered network, and its result is measured on it."""
+    network = convolutional(3, 3).module.eval()
+    defended = make(network).eval()
+    images = images_of(12)
+    labels = defended.predict(images)
+    torch.testing.assert_close(defended(images), network(defended.filter(images)))
+    seen = []
+    handle = network.register_forward_hook(lambda module, given, output: seen.append(given[0].detach().clone()))
+    result = attacks.pgd(defended, images, labels, eps=0.2, steps=5, precision="float32")
+    handle.remove()
+    smooth = torch.cat([one for one in seen if one.shape[1:] == images.shape[1:]])
+    roughness = lambda batch: float((batch - defended.filter(batch)).abs().mean())  # noqa: E731
+    assert len(smooth) and roughness(smooth) < 0.7 * roughness(images)
+    assert torch.equal(outcomes(defended, result.images, labels) == Outcome.WRONG, result.found)
+
+
+def test_it_is_trained_behind_the_filter_and_nests_with_other_defences():
+    train, test = data.load("digits", "train"), data.load("digits", "test")
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    defended = GaussianSmoothing(network, 10, 1.0).fit(train.images, train.labels, epochs=12, batch_size=32)
+    assert float((defended.predict(test.floats()) == test.labels).double().mean()) > 0.85 and len(defended.history_) == 12
+    nested = MedianSmoothing(Classifier(defended, 10), 10, 3)
+    torch.testing.assert_close(nested(test.floats()[:4]), network(gaussian_smoothing(median_smoothing(test.floats()[:4], 3), 1.0)))
+    with pytest.raises(DemurError, match="label"):
+        GaussianSmoothing(network, 5, 1.0).fit(train.images, train.labels, epochs=1)
