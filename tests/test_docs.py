@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel
 
 from demur import data
-from demur.experiments import localized_training, neural_rejection
+from demur.experiments import localized_training, neural_rejection, smoothing, together
 from demur.experiments.background_class import experiment
 from demur.experiments.background_class.profile import Profile
 from demur.experiments.runner import load_profile
@@ -67,13 +67,16 @@ def sections(model, name=""):
             "background-class": Profile,
             "localized-training": localized_training.Profile,
             "neural-rejection": neural_rejection.Profile,
+            "smoothing": smoothing.Profile,
+            "together": together.Profile,
         }.items()
         for one in sections(profile)
     ],
 )
 def test_every_key_of_a_profile_is_described_with_its_default(experiment, section, fields):
     text = PROFILES.split(f"## Every key of `{experiment}`", 1)[1].split("## ", 1)[0]
-    part = text.split(f"`[{section}]`", 1)[1].split("`[", 1)[0] if section else text.split("`[", 1)[0]
+    header = f"`[{section}]`" if f"`[{section}]`" in text else f"`[[{section}]]`"  # a table, or one of several
+    part = text.split(header, 1)[1].split("`[", 1)[0] if section else text.split("`[", 1)[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| `")]
     described = {row[0].strip("`"): row for row in rows}
     assert list(described) == list(fields)
@@ -93,6 +96,14 @@ def test_the_example_of_localized_training_runs_as_written(tmp_path, monkeypatch
     exec(code, names)
     images, labels = names["test"].floats(), names["test"].labels
     assert float((names["defended"].predict(images) == labels).float().mean()) > 0.8
+
+
+def test_the_example_of_smoothing_runs_as_written():
+    (code,) = blocks((ROOT / "docs" / "smoothing.md").read_text(encoding="utf-8"), "python")
+    names = {}
+    exec(code, names)
+    images, labels = names["test"].floats(), names["test"].labels
+    assert float((names["smooth"].predict(images) == labels).float().mean()) > 0.8
 
 
 def test_the_table_example_shows_that_reliance_on_the_chosen_features_falls(capsys):

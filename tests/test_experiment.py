@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from command import demur
 from demur import DemurError, cli, data
 from demur.attacks import fgs
 from demur.classifier import REJECT, outcomes
@@ -59,17 +59,6 @@ def profile(tmp_path_factory):
 def folder(profile, tmp_path_factory):
     """An uninterrupted run."""
     return run("background-class", profile, out=tmp_path_factory.mktemp("runs") / "whole")
-
-
-def demur(*words, cwd=None):
-    """The command as a user calls it, but in this process: starting a new one takes seconds."""
-    out, error = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error), pytest.raises(SystemExit) as left:
-        patch.setattr(sys, "argv", ["demur", *map(str, words)])
-        if cwd:
-            patch.chdir(cwd)
-        cli.main()
-    return subprocess.CompletedProcess(words, left.value.code or 0, out.getvalue(), error.getvalue())
 
 
 def without_times(folder: Path):

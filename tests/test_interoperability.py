@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from demur import outcomes
-from demur.attacks import sizes, strongest
+from demur.attacks import apgd, regions, sizes, strongest
+from demur.attacks.norms import ball_of
 from models import convolutional, images_of
 
 EPS = 0.1
@@ -63,6 +64,26 @@ def test_art(attacked):
     )
     holds(classifier, images, torch.from_numpy(found), columns)
     no_weaker_than(classifier, images, torch.from_numpy(found))
+
+
+def test_our_check_catches_a_masked_attack_that_leaves_its_mask(attacked):
+    """R26, a negative control: ART's masked APGD moves pixels outside its mask; ours stays inside, bit for bit."""
+    peer("art")
+    from art.attacks.evasion import AutoProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier, images, columns = attacked
+    outputs = classifier(images).shape[1]
+    inside = regions.centre_box((8, 8), 4, 4)
+    estimator = PyTorchClassifier(classifier, torch.nn.CrossEntropyLoss(), (1, 8, 8), outputs, clip_values=(0, 1), device_type="cpu")
+    options = {"eps": EPS, "eps_step": 0.03, "max_iter": 10, "nb_random_init": 2, "loss_type": "cross_entropy", "verbose": False}
+    theirs = torch.from_numpy(
+        AutoProjectedGradientDescent(estimator, **options).generate(images.numpy(), columns.numpy(), mask=inside[0].numpy())
+    )
+    ball = ball_of("linf")(images, torch.full((len(images),), EPS, dtype=torch.float64), inside.expand_as(images))
+    assert not bool(ball.inside(theirs).all())
+    ours = apgd(classifier, images, columns.clamp(max=2), eps=EPS, steps=10, region=inside)
+    assert bool(ball.inside(ours.attempts).all()) and bool(((ours.attempts == images) | (inside > 0)).all())
 
 
 def test_torchattacks_and_its_autoattack(attacked):

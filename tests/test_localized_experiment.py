@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torchvision import models as architectures
 
 from demur import DemurError, Outcome
-from demur.experiments import run
-from demur.experiments.localized_training import photographs, sets
+from demur.experiments import album, run
+from demur.experiments.localized_training import sets
 from demur.experiments.localized_training.tables import PAPER_LOSS, PAPER_PHOTOGRAPHS, _paper_averages, worst_of
 from demur.experiments.results import read, read_gallery
 from demur.experiments.runner import load_profile
@@ -202,4 +202,4 @@ def test_the_profiles_that_come_along_fit(name):
 
 
 def test_without_photographs_or_networks_there_is_nothing_to_attack_and_the_rest_goes_on(profile, tmp_path):
-    assert photographs.gather(load_profile("localized-training", profile), tmp_path) is None
+    assert album.gather(load_profile("localized-training", profile).photographs, tmp_path) is None

@@ -46,7 +46,7 @@ def test_gradients_are_exact_through_the_gaussian_and_a_subgradient_through_the_
         assert torch.autograd.gradcheck(lambda given, size=size: median_smoothing(given, size), images)
     for values in (drawn((1, 1, 8, 8), 1), torch.zeros(1, 1, 8, 8)):
         given_images = values.clone().requires_grad_()
-        weights = drawn((1, 1, 8, 8), 2)
+        weights = drawn((1, 1, 8, 8), 2).to(values)
         (weights * median_smoothing(given_images, 3)).sum().backward()
         torch.testing.assert_close(given_images.grad.sum(), weights.sum())
 

@@ -43,7 +43,7 @@ def _root() -> None:
 
 @app.command()
 def run(
-    experiment: Annotated[str, typer.Argument(help="background-class, localized-training or neural-rejection")],
+    experiment: Annotated[str, typer.Argument(help="background-class, localized-training, neural-rejection, smoothing or together")],
     profile: Annotated[
         str, typer.Option("--profile", metavar="demo|desk|paper", help="The scale, or the path of a profile (.toml).")
     ] = "demo",
@@ -70,8 +70,44 @@ def run(
 
 @app.command()
 def demo(out: Out = None, device: Device = "auto", seed: Seed = 0) -> None:
-    """Train and attack on the embedded digits, in a few minutes, and say where the report is."""
-    run("background-class", profile="demo", out=out, device=device, seed=seed)
+    """All four papers and their defences together, on the embedded digits, in a few minutes; says where the report is."""
+    from demur.experiments import EXPERIMENTS
+    from demur.experiments import run as carry_out
+    from demur.report import compare as write_comparison
+    from demur.report import render
+
+    place = out or Path("runs") / "demo"
+    if place.is_file():
+        raise DemurError(f"{place} is a file; --out needs a folder.")
+    folders = []
+    with _progress():
+        for experiment in sorted(EXPERIMENTS, key=lambda name: name != "together"):
+            folders.append(carry_out(experiment, "demo", out=place / experiment, device=device, seed=seed))
+            render(folders[-1])
+    _show_comparison(write_comparison(folders, place))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the page goes.")] = Path("runs/comparison"),
+) -> None:
+    """Write one page of several runs: which defence keeps what, and against whom, in three outcomes."""
+    from demur.report import compare as write_comparison
+
+    _show_comparison(write_comparison(folders, out))
+
+
+def _show_comparison(page: Path) -> None:
+    """Print what a comparison's page says, and where it is."""
+    from demur.experiments.results import read
+
+    results = read(page.parent)
+    for table in results.tables:
+        out_console.print(_table(table.title, table.rows))
+    for line in results.summary:
+        out_console.print(f"• {line}", markup=False, highlight=False)
+    out_console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -77,8 +77,8 @@ def fitted(photo: Photo, resize: int, crop: int) -> Photo:
     if min(height, width) < crop:
         raise DemurError(f"{photo.name} has {width}x{height} pixels; the network needs {crop}x{crop} at least.")
     check_boxes(photo.boxes, photo.size, photo.name)
-    scale = resize / min(height, width)
-    rows, columns = max(crop, round(height * scale)), max(crop, round(width * scale))
+    shorter = min(height, width)
+    rows, columns = (max(crop, resize * length // shorter) for length in (height, width))  # rounded down, as torchvision does
     pixels = functional.center_crop(functional.resize(photo.pixels, [rows, columns], antialias=True), [crop, crop])
     top, left = round((rows - crop) / 2), round((columns - crop) / 2)  # as torchvision's centre crop rounds
     moved = []

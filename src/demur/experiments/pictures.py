@@ -66,7 +66,7 @@ def in_turn(parts: list[tuple[list[Picture], Tensor, Tensor]], count: int) -> tu
 
 
 def enlarged(images: Tensor) -> Tensor:
-    """Bring images (n, 1 or 3, H, W) to (n, 3, 224, 224), to stand in one gallery: small ones pixel by pixel, larger ones cut to their middle."""
+    """Bring images (n, 1 or 3, H, W) to (n, 3, 224, 224), for one gallery: small ones pixel by pixel, larger ones cut to their middle."""
     factor = max(1, SHOWN_SIZE // images.shape[-1])
     large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3).expand(-1, 3, -1, -1)
     height, width = large.shape[-2:]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from demur.errors import DemurError, unknown
 from demur.evaluation import Ledger
-from demur.experiments import background_class, localized_training, neural_rejection
+from demur.experiments import background_class, localized_training, neural_rejection, smoothing, together
 from demur.experiments.cells import Run, versions
 from demur.experiments.results import Cost, Results, write
 from demur.files import canonical_json, write_text, writing
@@ -24,6 +24,8 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "background-class": background_class,
     "localized-training": localized_training,
     "neural-rejection": neural_rejection,
+    "smoothing": smoothing,
+    "together": together,
 }
 """Each has TITLE, SOURCE, Profile (a pydantic model), and `prepare`, `work` and `carry_out`, as background_class has them."""
 

@@ -1,17 +1,23 @@
 """Shares of outcomes as figures of a table and series of a curve, with what repetitions and images leave uncertain."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
 from demur.evaluation import Rates, spread, wilson_interval
-from demur.experiments.results import Figure, Series
+from demur.experiments.results import Figure, Series, Table
 
 Printed = tuple[float, float | None]
 """What a paper prints: a mean, and its sd if it has one."""
 
 UNKNOWN: Printed = (math.nan, None)
+
+FRONT = "Which defence keeps what, and against whom"
+"""Title of the table, in three outcomes, that comparisons of runs are made of: its groups are attackers, its rows models."""
+
+ATTACKED_BY = ("nobody", "who does not know the defence", "who knows the defence", "the strongest")
+"""The attackers there."""
 
 OUTCOMES: dict[str, Callable[[Rates], int]] = {
     "correct": lambda found: found.correct,
@@ -38,6 +44,12 @@ def triple(row: str, found: Sequence[Rates], group: str = "", paper: Callable[[s
     """Correct, wrong and rejected of one line."""
     for column, count in OUTCOMES.items():
         yield share(row, column, [(count(one), one.n) for one in found], group=group, paper=paper(column))
+
+
+def front(found: Mapping[str, Mapping[str, Sequence[Rates]]], note: str) -> Table:
+    """The table of a run that comparisons are made of: {model: {attacker of ATTACKED_BY: outcomes of each repetition}}."""
+    rows = [figure for who in ATTACKED_BY for model, by in found.items() if who in by for figure in triple(model, by[who], group=who)]
+    return Table(FRONT, rows, note)
 
 
 def mean(found: Sequence[Rates], column: str) -> float:

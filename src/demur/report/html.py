@@ -20,6 +20,9 @@ from demur.report.figures import describe, panel
 from demur.report.gallery import Gallery
 from demur.report.pivot import OUTCOMES, Line, number, pivot
 
+COMPARISON = "comparison"
+"""The name that a page of several runs has for its experiment."""
+
 FACETS = ("outcome", "model", "attack", "attacker")
 
 _TEMPLATES = PackageLoader("demur.report", ".")
@@ -129,6 +132,8 @@ def _facets(gallery: Gallery) -> dict[str, list[str]]:
 
 def _command(results: Results) -> str:
     """Give the command that makes the run again, quoted: whoever copies it must not run what a stranger wrote."""
+    if results.experiment == COMPARISON:
+        return shlex.join(["demur", "compare", *map(str, results.config.get("runs", []))])
     options = ["--profile", results.profile]
     options += ["--data-root", "ROOT"] if results.data.rooted else []
     options += ["--seed", str(results.seed)] if results.seed else []

@@ -18,6 +18,7 @@ from demur.experiments.background_class.attacked import (
     FORCING,
     NAIVE,
     NOISE,
+    PGD_STEPS,
     PLAIN,
     Attack,
     attack_list,
@@ -26,7 +27,7 @@ from demur.experiments.background_class.cells import Material, Split, TradeOff, 
 from demur.experiments.background_class.minimum import NEAREST, TARGETED, Found, carlini_table, success
 from demur.experiments.background_class.profile import Profile
 from demur.experiments.results import Figure, Table
-from demur.experiments.shares import UNKNOWN, Printed, mean, share, triple
+from demur.experiments.shares import ATTACKED_BY, UNKNOWN, Printed, front, mean, share, triple
 
 COUNTS = {(PLAIN, "train key images"): 310_912, (PLAIN, "test key images"): 34_432, (DEFENDED, "train key images"): 310_912,
           (DEFENDED, "train background"): 191_360, (DEFENDED, "test key images"): 34_432}  # fmt: skip
@@ -77,7 +78,20 @@ class Sheets:
             self._letters(),
             self._trade_off(),
             self._counts(),
+            self._front(),
         ]
+
+    def _front(self) -> Table:
+        plans = {model: attack_list(self.profile, model) for model in (PLAIN, DEFENDED)}
+        found: dict[str, dict[str, list[Rates]]] = {}
+        for model, plan in plans.items():
+            one_step = {attack.attacker: attack for attack in plan if attack.name == "FGS"}
+            many = [attack for attack in plan if attack.norm == "linf" and attack.attacker in (NAIVE, AWARE, AWARE_BY_ENTROPY)]
+            worst = [rates(worst_of([split.attacks[model, attack] for attack in many])) for split in self.splits]
+            lines = [self.found(model, None), self.found(model, one_step[NAIVE]), self.found(model, one_step[AWARE]), worst]
+            found[model] = dict(zip(ATTACKED_BY, lines, strict=True))
+        note = f"Linf within {self.profile.fgs_eps:g}: FGS, unaware and aware of the background; the strongest includes {PGD_STEPS} steps."
+        return front(found, note)
 
     def found(self, model: str, attack: Attack | None, tensor: str = "outcomes") -> list[Rates]:
         """Outcomes of a model in each split, clean or under an attack."""

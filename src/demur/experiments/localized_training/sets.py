@@ -124,6 +124,7 @@ def _trained(part: Part[SetProfile], kind: str, box: int | None, run: Run) -> Mo
     config = {"cell": "localized", "kind": kind, "box": box, "data": part.train.fingerprint, "settings": shared, "seed": run.seed}
     passes = 0.0 if kind == NATURAL else 0.7 * settings.attack_steps
     cell = run.cell(f"{settings.name}: train the {kind} model", config, compute, settings.steps * settings.batch_size * (1 + passes))
+    network = new_network(settings, part.train, run.seed)  # anew: training leaves another layout in memory, which rounds otherwise
     network.load_state_dict(dict(cell.tensors))
     return Model(kind, Classifier(network, classes).to(run.device).eval(), cell.key, cell.values)
 

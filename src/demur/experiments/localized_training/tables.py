@@ -25,7 +25,7 @@ from demur.experiments.localized_training.sets import (
     SetFound,
 )
 from demur.experiments.results import Curve, Figure, Table
-from demur.experiments.shares import UNKNOWN, Printed, series, share
+from demur.experiments.shares import ATTACKED_BY, UNKNOWN, Printed, front, series, share
 from demur.networks import CLASSES
 
 INPUTS = ("natural images", "standard attack", "background attack")
@@ -68,7 +68,20 @@ class Sheets:
     def tables(self) -> list[Table]:
         """All tables, the paper's first."""
         pictures = [self._photographs_clean(), *self._photographs_attacked(), self._photographs_all()] if self.album else []
-        return [self._losses(), self._differences(), self._accuracies(), self._boxes(), *pictures]
+        return [self._losses(), self._differences(), self._accuracies(), self._boxes(), *pictures, self._front()]
+
+    def _front(self) -> Table:
+        nobody, _, aware, strongest = ATTACKED_BY
+        found = {}
+        for one in self.found:
+            for model in MODELS:
+                for region in (AROUND, EVERYWHERE):
+                    lines = {nobody: one.clean[model].tensors["outcomes"]}
+                    lines |= {aware: one.pgd[model, region].tensors["outcomes"], strongest: worst_of(one, model, region)}
+                    where = "around the box" if region == AROUND else region
+                    found[f"{one.part.settings.name}: {model} model, attacked {where}"] = {who: [rates(own)] for who, own in lines.items()}
+        eps = ", ".join(f"{_written(one.part.settings.eps)} on {one.part.settings.name}" for one in self.found)
+        return front(found, f"Linf, eps {eps}. Who knows the defence: the paper's attack.")
 
     def _losses(self) -> Table:
         rows = []

@@ -15,7 +15,7 @@ from demur.experiments.neural_rejection.attackers import ATTACKERS, PAPER, STRON
 from demur.experiments.neural_rejection.models import ADVERSARIAL, DNN, DNR, LAYERS, NR, RETRAINED, Material, Model
 from demur.experiments.neural_rejection.profile import Profile
 from demur.experiments.results import Curve, Figure, Series, Table
-from demur.experiments.shares import mean, series, share, triple
+from demur.experiments.shares import ATTACKED_BY, front, mean, series, share, triple
 
 TABLE_3 = {("training", "cross-entropy"): 0.0684, ("test", "cross-entropy"): 0.0462,
            ("training", "accuracy"): 98.24, ("test", "accuracy"): 98.95}  # fmt: skip
@@ -69,7 +69,15 @@ class Sheets:
             self._measures(),
             self._with_rejection(),
             self._gradients(),
+            self._front(),
         ]
+
+    def _front(self) -> Table:
+        found = {}
+        for name, model in self.models.items():
+            attacked = [[rates(one[self.at]) for one in self.outcomes(name, attacker)] for attacker in ATTACKERS]
+            found[name] = dict(zip(ATTACKED_BY, [[rates(model.values["clean"])], *attacked], strict=True))
+        return front(found, f"L2 within {self.eps:g}. Who knows the defence: the paper's attacker. Nobody: all test images.")
 
     def _network(self) -> Table:
         values, printed = self.network.values, self.profile.train_images == PAPERS_IMAGES and self.material.train.name == "mnist"

@@ -120,7 +120,9 @@ def _trained(part: Part[SetProfile], name: str, run: Run) -> Model:
     config = {"cell": "smoothed", "filter": (kind, width), "data": part.train.fingerprint, "seed": run.seed}
     config |= {"epochs": settings.epochs, "batch_size": settings.batch_size}
     cell = run.cell(f"{settings.name}: train, {name}", config, compute, len(part.train) * settings.epochs)
+    network = new_network(part.train, run.seed)  # anew: training leaves another layout in memory, which rounds otherwise
     network.load_state_dict(dict(cell.tensors))
+    whole = behind(kind, width, network, part.train.num_classes)
     return Model(name, whole.to(run.device).eval(), network.to(run.device).eval(), cell.key)
 
 

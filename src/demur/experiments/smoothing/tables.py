@@ -9,7 +9,7 @@ from torch import Tensor
 from demur.evaluation import rates
 from demur.experiments.album import Album
 from demur.experiments.results import Curve, Figure, Table
-from demur.experiments.shares import series, share
+from demur.experiments.shares import ATTACKED_BY, front, series, share
 from demur.experiments.smoothing.filters import BOX, IDENTITY, IGNORES, NONE, THROUGH, SetFound, broken_alone
 from demur.experiments.smoothing.photographs import NetworkFound
 from demur.experiments.smoothing.profile import Profile
@@ -33,7 +33,18 @@ class Sheets:
     def tables(self) -> list[Table]:
         """All tables."""
         pictures = [self._photographs(), self._transfer()] if self.networks else []
-        return [self._rankings(), self._attackers(), *pictures, *([self._tuned()] if self.tuned else [])]
+        return [self._rankings(), self._attackers(), *pictures, *([self._tuned()] if self.tuned else []), self._front()]
+
+    def _front(self) -> Table:
+        nobody, unaware, aware, strongest = ATTACKED_BY
+        found = {}
+        for one in self.found:
+            for model in one.models:
+                lines = {nobody: one.clean[model].tensors["outcomes"], unaware: _ignoring(one, model)}
+                lines |= {aware: one.attackers[model, THROUGH].tensors["outcomes"], strongest: one.worst(model)}
+                found[f"{one.part.settings.name}: {model}"] = {who: [rates(own)] for who, own in lines.items()}
+        eps = ", ".join(f"{_written(one.part.settings.eps)} on {one.part.settings.name}" for one in self.found)
+        return front(found, f"Linf, eps {eps}. Who does not know the defence ignores the filter; who knows it goes through it.")
 
     def _rankings(self) -> Table:
         rows = []
@@ -61,8 +72,10 @@ class Sheets:
         attack = self.profile.attack
         note = (
             f"The paper's attack goes towards a random other class in steps of {attack.step_size:g}, {attack.targeted_steps:,} at most, on "
-            f"{attack.images:,} test images; its measure of a filter is accuracy times the mean distance of what it found. Robust accuracy: correct "
-            f"under the worst of all attackers that know the filter or step around it, in Linf (eps {eps}), on {self.profile.strongest.images:,} images."
+            f"{attack.images:,} test images; its measure of a filter is accuracy times the mean distance of what it found. Robust "
+            f"accuracy: correct "
+            f"under the worst of all attackers that know the filter or step around it, in Linf (eps {eps}), on "
+            f"{self.profile.strongest.images:,} images."
         )
         return Table("Filters, ranked by the paper's product and by robust accuracy", rows, note)
 
@@ -78,8 +91,10 @@ class Sheets:
                     found = rates(outcomes)
                     rows.append(share(model, column, [(found.wrong, found.n)], group=one.part.settings.name))
         note = (
-            f"Wrong answers of each network. Who ignores the filter attacks the network behind it, and what he sends then goes through the filter: "
-            f"transfer, and no measure of the defence. The others know it, in {self.profile.attack.steps} steps of projected gradient descent: by its own "
+            f"Wrong answers of each network. Who ignores the filter attacks the network behind it, and what he sends then goes through "
+            f"the filter: "
+            f"transfer, and no measure of the defence. The others know it, in {self.profile.attack.steps} steps of projected gradient "
+            f"descent: by its own "
             "gradient (of the median a subgradient), or by that of the identity or of a box blur in its place (BPDA)."
         )
         return Table("Who attacks, and who knows the filter", rows, note)
@@ -99,7 +114,8 @@ class Sheets:
             rows.append(Figure(one.name, "mean L2", measured=float(distance.mean()) if len(distance) else None, n=len(distance)))
             rows.append(Figure(one.name, "confidence in the target", measured=float(tensors["confidence"].mean()), n=count))
         note = (
-            f"{count} photographs, each towards a random class, in steps of {self.profile.photographs.step_size:g} in L2; the hardest first. Layers: "
+            f"{count} photographs, each towards a random class, in steps of {self.profile.photographs.step_size:g} in L2; the hardest "
+            f"first. Layers: "
             "convolutions and dense ones. " + " ".join(self.album.notes)
         )
         return Table("Photographs: which network is hardest (section 2.2)", rows, note.strip())
@@ -115,7 +131,8 @@ class Sheets:
                     reached = cell.tensors["attacked"] == one.attacked.tensors["targets"]
                     rows.append(share(one.name, f"{other}: target", [(int(reached.sum()), len(reached))]))
         note = (
-            "Pictures attacked on the network of the line, shown to that of the column: how many of the photographs that it knew it now errs on, and "
+            "Pictures attacked on the network of the line, shown to that of the column: how many of the photographs that it knew it now "
+            "errs on, and "
             "how many it takes for the target. An attack that stops at the first success transfers little."
         )
         return Table("Photographs: transfer from network to network", rows, note)
@@ -129,8 +146,10 @@ class Sheets:
                 found = rates(cell.tensors["outcomes"])
                 rows.append(share(one.filter, column, [(found.correct, found.n)], group=one.layers))
         note = (
-            f"Correct answers of {settings.network}, tuned for {settings.epochs} epochs to small images enlarged to {settings.size} pixels, on "
-            f"{settings.images} test images; attacked within {_written(settings.eps)} in Linf by who has only the public network, away from what that calls "
+            f"Correct answers of {settings.network}, tuned for {settings.epochs} epochs to small images enlarged to {settings.size} "
+            f"pixels, on "
+            f"{settings.images} test images; attacked within {_written(settings.eps)} in Linf by who has only the public network, away "
+            f"from what that calls "
             "the image, and by who has the tuned one. Batch statistics follow the new images also where only the last layer is trained."
         )
         return Table("Transfer learning behind the filter", rows, note)
@@ -159,14 +178,16 @@ class Sheets:
             name, products, kept = one.part.settings.name, products_of(one), robust_of(one)
             best, strong = max(products, key=lambda model: products[model]), max(kept, key=lambda model: kept[model])
             sentences.append(
-                f"{name}: the paper's product is largest for {best} ({products[best]:.2f}; without a filter {products[NONE]:.2f}); robust accuracy at "
+                f"{name}: the paper's product is largest for {best} ({products[best]:.2f}; without a filter {products[NONE]:.2f}); "
+                f"robust accuracy at "
                 f"{_written(one.part.settings.eps)} is largest for {strong} ({kept[strong]:.1f} %; without a filter {kept[NONE]:.1f} %)."
             )
             smooth = [model for model in one.models if model != NONE]
             ignoring = fmean(100 * rates(one.attackers[model, IGNORES].tensors["outcomes"]).accuracy for model in smooth)
             knowing = fmean(kept[model] for model in smooth)
             sentences.append(
-                f"{name}: against who ignores the filter the filtered networks keep {ignoring:.1f} % correct on average, against the worst of those who "
+                f"{name}: against who ignores the filter the filtered networks keep {ignoring:.1f} % correct on average, against the "
+                f"worst of those who "
                 f"know it {knowing:.1f} %. {_verdict(knowing, kept[NONE])}"
             )
         if self.networks:
@@ -174,16 +195,16 @@ class Sheets:
             deepest = max(self.networks, key=lambda one: one.layers)
             agrees = "agrees" if hardest is deepest else "does not agree"
             sentences.append(
-                f"Photographs: {hardest.name} is hardest to deceive ({hardness(hardest):.2f} in L2 on average), the deepest is {deepest.name} "
+                f"Photographs: {hardest.name} is hardest to deceive ({hardness(hardest):.2f} in L2 on average), the deepest is "
+                f"{deepest.name} "
                 f"({hardness(deepest):.2f}): that {agrees} with the paper's claim that depth helps."
             )
-        for one in self.tuned:
-            clean, public, white = (
-                100 * rates(cell.tensors["outcomes"]).accuracy for cell in (one.clean, one.attacked[PUBLIC], one.attacked[WHITE])
-            )
+        for way in self.tuned:
+            cells = (way.clean, way.attacked[PUBLIC], way.attacked[WHITE])
+            clean, public, white = (100 * rates(cell.tensors["outcomes"]).accuracy for cell in cells)
             sentences.append(
-                f"Tuned, {one.layers}, {one.filter}: {clean:.1f} % correct, {public:.1f} % where attacked on the public network, {white:.1f} % where "
-                "attacked whole."
+                f"Tuned, {way.layers}, {way.filter}: {clean:.1f} % correct, {public:.1f} % where attacked on the public network, "
+                f"{white:.1f} % where attacked whole."
             )
         return sentences
 
@@ -198,7 +219,8 @@ class Sheets:
                 ours, theirs = (rates(one.attackers[model, who].tensors["outcomes"]).wrong for who in (THROUGH, attacker))
                 if theirs > ours:
                     lines.append(
-                        f"{one.part.settings.name}, {model}: the exact gradient breaks {ours} images, {attacker} {theirs} ({alone} of them alone). The exact "
+                        f"{one.part.settings.name}, {model}: the exact gradient breaks {ours} images, {attacker} {theirs} ({alone} of "
+                        f"them alone). The exact "
                         "gradient is not the worst case there."
                     )
         return lines

@@ -1,4 +1,4 @@
-"""Transfer learning behind the filter: what the paper's conclusion asks for, against the attacker of its introduction, who has the public network."""
+"""Transfer learning behind the filter, which the paper's conclusion asks for, against the attacker of its introduction."""
 
 from collections.abc import Iterable
 from copy import deepcopy
@@ -152,6 +152,7 @@ def _tuned(
     config = {"cell": "tuned", "layers": layers, "filter": name, "data": material.fingerprint, "settings": shared, "seed": run.seed}
     cell = run.cell(f"tune {layers}, {name}", config, compute, work(settings, material) / 5)
     network.load_state_dict(dict(cell.tensors))
+    whole.to(memory_format=torch.contiguous_format)  # training leaves another layout in memory, which rounds otherwise
     return whole.to(run.device).eval(), cell.key
 
 
@@ -161,7 +162,7 @@ def _head(network: nn.Module, classes: int) -> nn.Module:
 
 
 def _public_cell(settings: TuningProfile, material: TuningMaterial, public: ImageNetNetwork, run: Run) -> Cell:
-    """What an attacker sends who has the public network: away from what it calls the image. sent: (N, C, H, W), answered: whether it changed."""
+    """What an attacker sends who has the public network: away from what that calls the image. sent (N, C, H, W), changed (N,)."""
 
     def compute(_: Path) -> Computed:
         classifier, clean = _public(public, settings.size).to(run.device), material.test.floats()

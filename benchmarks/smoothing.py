@@ -1,0 +1,110 @@
+"""How fast the smoothing filters are, forward and backward, beside kornia's on the same shapes; and what memory they take.
+
+    python benchmarks/smoothing.py [--rounds 7] [--photographs 32]
+
+One process and one run: in each round every filter of ours and of kornia's (it comes with the `peers` extra) filters the same batch and
+is differentiated, one after the other; ratios are pair by pair. First the results are compared. Peak memory is measured in a process of
+its own for each filter, on a batch of photographs (299x299). Prints tables in Markdown.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import kornia.filters
+import torch
+from torch import Tensor
+
+from demur.defenses import gaussian_smoothing, median_smoothing
+from demur.hardware import tuned
+
+SIGMAS, SIZES = (0.5, 1.0, 1.5, 2.0), (3, 5)
+
+
+def radius(sigma: float) -> int:
+    """Of our Gaussian's kernel."""
+    return int(-(-3 * sigma // 1))
+
+
+def theirs_gaussian(images: Tensor, sigma: float) -> Tensor:
+    """kornia's, with the same kernel and border."""
+    size = 2 * radius(sigma) + 1
+    return kornia.filters.gaussian_blur2d(images, (size, size), (sigma, sigma), border_type="reflect", separable=True)
+
+
+def theirs_median(images: Tensor, size: int) -> Tensor:
+    """kornia's, which pads with zeros: only the inside is comparable."""
+    return kornia.filters.median_blur(images, (size, size))
+
+
+FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], int]] = {
+    **{
+        f"Gaussian, sigma {sigma:g}": (partial(gaussian_smoothing, sigma=sigma), partial(theirs_gaussian, sigma=sigma), 0)
+        for sigma in SIGMAS
+    },
+    **{f"median, {size}x{size}": (partial(median_smoothing, size=size), partial(theirs_median, size=size), size // 2) for size in SIZES},
+}
+
+
+def once(smooth: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    """Seconds for one pass forward and backward."""
+    given = images.clone().requires_grad_()
+    start = time.perf_counter()
+    smooth(given).sum().backward()  # type: ignore[no-untyped-call]
+    return time.perf_counter() - start
+
+
+def peak(name: str, whose: int, count: int) -> float:
+    """Megabytes that one pass adds to this process."""
+    images = torch.rand(count, 3, 299, 299)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tuned():
+        ours, theirs, _ = FILTERS[name]
+        once(theirs if whose else ours, images)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--photographs", type=int, default=32)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        name, whose, count = given.one
+        print(json.dumps(peak(name, int(whose), int(count))))
+        return
+    print(f"{given.rounds} rounds, {torch.get_num_threads()} threads, float32; forward and backward\n")
+    print("| filter | batch | ours, ms (median) | kornia's over ours (median, from, to) |\n|---|---|---|---|")
+    for shape in ((128, 1, 28, 28), (128, 3, 32, 32), (given.photographs, 3, 299, 299)):
+        images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        for name, (ours, theirs, border) in FILTERS.items():
+            inside = slice(border, -border or None)
+            torch.testing.assert_close(ours(images)[..., inside, inside], theirs(images)[..., inside, inside], rtol=1e-4, atol=1e-5)
+            with tuned():
+                once(ours, images), once(theirs, images)
+                pairs = [(once(ours, images), once(theirs, images)) for _ in range(given.rounds)]
+            ratios = sorted(their / our for our, their in pairs)
+            label = "x".join(map(str, shape))
+            milliseconds, spread = 1000 * median(our for our, _ in pairs), f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            print(f"| {name} | {label} | {milliseconds:.1f} | {median(ratios):.2f} {spread} |")
+    print(f"\n{given.photographs} photographs of 3x299x299: {given.photographs * 3 * 299 * 299 * 4 / 2**20:.0f} MB\n")
+    print("| filter | ours adds, MB | kornia's adds, MB |\n|---|---|---|")
+    for name in FILTERS:
+        added = []
+        for whose in (0, 1):
+            command = [sys.executable, __file__, "--one", name, str(whose), str(given.photographs)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            added.append(f"{json.loads(done.stdout.splitlines()[-1]):,.0f}" if done.returncode == 0 else "failed")
+        print(f"| {name} | {' | '.join(added)} |")
+
+
+if __name__ == "__main__":
+    main()

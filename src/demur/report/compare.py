@@ -1,0 +1,76 @@
+"""Several runs on one page: which defence keeps what, and against whom, in three outcomes."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from demur.errors import DemurError
+from demur.experiments.results import Cost, Data, Results, Table, read, write
+from demur.experiments.shares import FRONT
+from demur.files import writing
+from demur.report.html import COMPARISON, render
+
+SEVERAL = "Runs on other images, or attacked within another eps, do not compare figure by figure: each table says what it is of."
+
+
+def compare(runs: Sequence[Path], out: Path) -> Path:
+    """Write results.json and report.html of the runs in these folders into `out`: the front table of each, and what it found in words.
+
+    Raises: DemurError for no run, one that is not there, or one without such a table, and if `out` is one of the runs.
+    """
+    if not runs:
+        raise DemurError("name at least one run's folder.")
+    if out.resolve() in {run.resolve() for run in runs}:
+        raise DemurError(f"{out} is one of the runs: the comparison needs a folder of its own.")
+    if (out / "results.json").exists() and read(out).experiment != COMPARISON:
+        raise DemurError(f"{out} holds a run: the comparison needs a folder of its own.")
+    tables, summary, warnings, seconds = [], list[str](), list[str](), 0.0
+    names, fingerprints = [], []
+    for folder in runs:
+        results = read(folder)
+        table = next((one for one in results.tables if one.title == FRONT), None)
+        if table is None:
+            raise DemurError(f"{folder} has no table {FRONT!r}: it was made by an earlier demur. Run it again; its cells are kept.")
+        name = f"{results.title} ({results.profile}, {results.data.name})"
+        tables.append(replace(table, title=name, note=f"{table.note} {_where(folder, out)}"))
+        summary += [f"{results.title}: {sentence}" for sentence in results.summary]
+        warnings += [f"{results.title}: {warning}" for warning in results.warnings]
+        names.append(results.data.name)
+        fingerprints.append(results.data.fingerprint)
+        seconds += results.cost.seconds if results.cost else 0
+    if len(set(fingerprints)) > 1:
+        tables[0] = replace(tables[0], note=f"{tables[0].note} {SEVERAL}")
+    first = read(runs[0])
+    merged = Results(
+        schema=1,
+        experiment=COMPARISON,
+        title=FRONT,
+        profile=first.profile,
+        seed=first.seed,
+        data=Data(" and ".join(dict.fromkeys(names)), rooted=False),
+        tables=_distinct(tables),
+        summary=summary,
+        config={"runs": [os.path.relpath(folder) for folder in runs]},
+        versions=first.versions,
+        device=first.device,
+        cost=Cost(round(seconds, 3)),
+        warnings=warnings,
+    )
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write(merged, out)
+    return render(out)
+
+
+def _where(folder: Path, out: Path) -> str:
+    return f"Its own report: {os.path.relpath(folder / 'report.html', out)}."
+
+
+def _distinct(tables: Sequence[Table]) -> list[Table]:
+    """Two runs of one experiment and profile get numbers."""
+    titles = [table.title for table in tables]
+    return [
+        replace(table, title=f"{table.title}, {titles[: place + 1].count(table.title)}") if titles.count(table.title) > 1 else table
+        for place, table in enumerate(tables)
+    ]

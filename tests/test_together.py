@@ -1,0 +1,120 @@
+"""All defences on the same images, the demo of everything, and pages of several runs."""
+
+import pytest
+import torch
+from torch import nn
+
+from demur import REJECT, Classifier, DemurError, Outcome
+from demur.experiments import run
+from demur.experiments.results import read, read_gallery
+from demur.experiments.runner import EXPERIMENTS, load_profile
+from demur.experiments.shares import ATTACKED_BY, FRONT
+from demur.experiments.together.experiment import COMBINED, MODELS, PLAIN, STANDARD, EitherRejects
+from demur.report import compare
+
+TINY = """
+data = ["digits"]
+train_images = 500
+epochs = 2
+batch_size = 32
+attacked_epochs = 1
+attack_steps = 2
+box = 12
+made_per_kind = 20
+per_class = 15
+gallery = 14
+attack = { images = 12, eps = 0.1, steps = 4, ensemble_steps = 2, targets = 1, queries = 5 }
+"""
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    path = tmp_path_factory.mktemp("profile") / "tiny.toml"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(profile, tmp_path_factory):
+    return run("together", profile, out=tmp_path_factory.mktemp("runs") / "whole")
+
+
+def front(results):
+    return {(row.group, row.row, row.column): row.measured for row in results.tables[0].rows}
+
+
+def test_every_defence_meets_every_attacker_in_three_outcomes(folder):
+    found = front(read(folder))
+    for attacker in ATTACKED_BY:
+        for model in MODELS:
+            assert sum(found[attacker, model, column] for column in ("correct", "rejected", "wrong")) == pytest.approx(100)
+    for model in MODELS:  # R13, R18
+        assert all(found["the strongest", model, "wrong"] >= found[attacker, model, "wrong"] for attacker in ATTACKED_BY[1:])
+    assert found["nobody", PLAIN, "rejected"] == found["nobody", STANDARD, "rejected"] == 0
+    pictures, original, attacked = read_gallery(folder)
+    assert {picture.model for picture in pictures} == set(MODELS) and len(original) == len(attacked) == 14
+
+
+def test_a_run_is_resumed_from_its_cells_and_says_the_same(folder, profile):
+    """R10."""
+    before = read(folder)
+    for cell in sorted((folder / "cells").iterdir(), key=lambda path: path.stat().st_mtime)[-3:]:
+        cell.unlink()
+    run("together", profile, out=folder)
+    assert read(folder).tables == before.tables
+
+
+class _Scores(nn.Module):
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = torch.tensor(rows)
+
+    def forward(self, images):
+        return self.rows
+
+
+def test_what_either_rejects_is_rejected_and_classes_are_the_firsts():
+    """Two classes: first rejects the second image, the other one the third."""
+    first = Classifier(_Scores([[0.9, 0.2, 0.5], [0.1, 0.2, 0.5], [0.2, 0.9, 0.5], [0.2, 0.9, 0.5]]), 2)
+    other = Classifier(_Scores([[1.0, 3.0, -1.0], [1.0, 0.0, -1.0], [0.0, 1.0, 4.0], [5.0, 1.0, 4.0]]), 2)
+    both = Classifier(EitherRejects(first, other), 2)
+    assert both.predict(torch.rand(4, 1, 2, 2)).tolist() == [0, REJECT, REJECT, 1]
+
+
+def test_a_page_of_several_runs_has_the_front_table_of_each(folder, profile, tmp_path):
+    again = run("together", profile, out=tmp_path / "again", seed=1)
+    page = compare([folder, again], tmp_path / "page")
+    results = read(tmp_path / "page")
+    assert results.title == FRONT and len(results.tables) == 2 and results.tables[0].rows == read(folder).tables[0].rows
+    text = page.read_text()
+    assert "demur compare" in text and COMBINED in text
+    compare([folder], tmp_path / "page")  # made anew
+    assert len(read(tmp_path / "page").tables) == 1
+
+
+def test_what_cannot_be_compared_is_refused(folder, tmp_path):
+    with pytest.raises(DemurError, match="at least one run"):
+        compare([], tmp_path)
+    with pytest.raises(DemurError, match="cannot read"):
+        compare([tmp_path / "none"], tmp_path / "page")
+    with pytest.raises(DemurError, match="is one of the runs"):
+        compare([folder], folder)
+    with pytest.raises(DemurError, match="holds a run"):
+        compare([tmp_path / "none"], folder)
+    assert read(folder).experiment == "together"
+
+
+def test_every_experiment_has_the_front_table():
+    assert set(EXPERIMENTS) == {"background-class", "localized-training", "neural-rejection", "smoothing", "together"}
+
+
+@pytest.mark.parametrize("name", ["demo", "desk", "paper"])
+def test_the_profiles_that_come_along_fit(name):
+    assert load_profile("together", name).attack.eps == 0.1
+
+
+def test_a_box_that_does_not_fit_is_refused(tmp_path):
+    (tmp_path / "wrong.toml").write_text(TINY.replace("box = 12", "box = 40"))
+    with pytest.raises(DemurError, match="a box of 40 pixels"):
+        run("together", str(tmp_path / "wrong.toml"), out=tmp_path / "out")
+    assert int(Outcome.WRONG) == 2
