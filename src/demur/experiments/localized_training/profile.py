@@ -25,6 +25,7 @@ class SetProfile(BaseModel):
     batch_size: int = Field(50, ge=2)
     learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
     eps: float = _Linf
+    ramp: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], INCREASING] = Field((1.0,), min_length=1)
     attack_steps: int = _Count
     step_size: float = _Linf
     boxes: Annotated[tuple[_Side, ...], INCREASING] = Field(min_length=1)
@@ -82,6 +83,8 @@ class Profile(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if any(one.ramp[-1] != 1 for one in self.sets):
+            raise ValueError("a ramp must end at 1")
         names = [one.name for one in self.sets]
         if len(set(names)) < len(names):
             raise ValueError("two of the sets have the same name")

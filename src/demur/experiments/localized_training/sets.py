@@ -1,6 +1,6 @@
 """The small networks of the localized experiment: trained thrice, attacked in regions, and what came of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,14 +13,14 @@ from demur import attacks, seeds
 from demur.attacks import AnyError, AttackResult, regions
 from demur.classifier import Classifier, Outcome, outcomes
 from demur.data import ImageSet, as_floats
-from demur.defenses import AdversarialTraining, LocalizedAdversarialTraining
+from demur.defenses import AdversarialTraining
 from demur.defenses.adversarial_training import NEVER
 from demur.evaluation import Cell
 from demur.evaluation.ledger import Computed
 from demur.experiments.cells import Run
 from demur.experiments.localized_training.profile import Profile, SetProfile
 from demur.experiments.material import Part
-from demur.networks import fit, localized_network, stepwise_sgd, wide_network
+from demur.networks import Epoch, fit, localized_network, stepwise_sgd, wide_network
 
 NATURAL, STANDARD, BACKGROUND = "natural", "standard", "background"
 MODELS = (NATURAL, STANDARD, BACKGROUND)
@@ -100,26 +100,24 @@ def _trained(part: Part[SetProfile], kind: str, box: int | None, run: Run) -> Mo
     """One of the three models, trained as sec. 5 says: the same steps, on other batches."""
     settings, classes = part.settings, part.train.num_classes
     network = new_network(settings, part.train, run.seed)
-    attack = partial(
-        attacks.pgd, norm="linf", eps=settings.eps, steps=settings.attack_steps, step_size=settings.step_size, random_start=True
-    )
-    epochs = max(1, round(settings.steps / max(1, len(part.train) // settings.batch_size)))
 
     def compute(checkpoint: Path) -> Computed:
-        options: dict[str, Any] = {"epochs": epochs, "batch_size": settings.batch_size, "seed": run.seed, "device": run.device}
-        options |= {"optimizer": _optimizer(settings), "checkpoint": checkpoint}
-        if kind == NATURAL:
-            history = fit(network, part.train.images, part.train.labels, **options)
-        elif box is None:
-            history = AdversarialTraining(network, classes, attack).fit(part.train.images, part.train.labels, **options).history_
-        else:
-            region = regions.outside(regions.centre_box((part.size, part.size), box, box))
-            defended = LocalizedAdversarialTraining(network, classes, attack, region=region)
-            history = defended.fit(part.train.images, part.train.labels, **options).history_
+        options: dict[str, Any] = {"batch_size": settings.batch_size, "device": run.device, "optimizer": _optimizer(settings)}
+        history: list[Epoch] = []
+        for stage, (factor, index, epochs) in enumerate(_stages(settings, kind, len(part.train), run.seed)):
+            options |= {"epochs": epochs, "seed": seeds.derive(run.seed, "stage", stage), "checkpoint": checkpoint}
+            images, labels = part.train.images[index], part.train.labels[index]
+            if kind == NATURAL:
+                history = fit(network, images, labels, **options)
+                continue
+            eps, step_size = factor * settings.eps, factor * settings.step_size
+            attack = partial(attacks.pgd, norm="linf", eps=eps, steps=settings.attack_steps, step_size=step_size, random_start=True)
+            region = None if box is None else regions.outside(regions.centre_box((part.size, part.size), box, box))
+            history = AdversarialTraining(network, classes, attack, region=region).fit(images, labels, **options).history_
         return {"loss": history[-1].loss, "accuracy": history[-1].accuracy}, dict(network.cpu().state_dict())
 
     shared = settings.model_dump(
-        exclude={"name", "paper", "data", "boxes"} | ({"eps", "attack_steps", "step_size"} if kind == NATURAL else set())
+        exclude={"name", "paper", "data", "boxes"} | ({"eps", "attack_steps", "step_size", "ramp"} if kind == NATURAL else set())
     )
     config = {"cell": "localized", "kind": kind, "box": box, "data": part.train.fingerprint, "settings": shared, "seed": run.seed}
     passes = 0.0 if kind == NATURAL else 0.7 * settings.attack_steps
@@ -127,6 +125,20 @@ def _trained(part: Part[SetProfile], kind: str, box: int | None, run: Run) -> Mo
     network = new_network(settings, part.train, run.seed)  # anew: training leaves another layout in memory, which rounds otherwise
     network.load_state_dict(dict(cell.tensors))
     return Model(kind, Classifier(network, classes).to(run.device).eval(), cell.key, cell.values)
+
+
+def _stages(settings: SetProfile, kind: str, count: int, seed: int) -> Iterator[tuple[float, Tensor, int]]:
+    """The stages of a training: a share of eps, the images (n,) by index, and the passes over them; in all as many steps as asked for.
+
+    Within a large eps a network may not find the way from chance at once; the paper does not say that it ramps up.
+    """
+    ramp = (1.0,) if kind == NATURAL else settings.ramp
+    wanted = settings.steps * settings.batch_size / len(ramp)
+    passes = max(1, round(wanted / count))
+    some = min(count, max(settings.batch_size, round(wanted / passes)))
+    order = torch.randperm(count, generator=seeds.generator(seed, "stages"))
+    for stage, factor in enumerate(ramp):
+        yield factor, order[(stage * some + torch.arange(some)) % count], passes
 
 
 def _optimizer(settings: SetProfile) -> Callable[..., torch.optim.Optimizer]:
