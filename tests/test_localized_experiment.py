@@ -10,9 +10,12 @@ from safetensors.torch import save_file
 from torchvision import models as architectures
 
 from demur import DemurError, Outcome
+from demur.evaluation import Ledger
 from demur.experiments import album, run
+from demur.experiments.cells import Run
 from demur.experiments.localized_training import sets
 from demur.experiments.localized_training.tables import PAPER_LOSS, PAPER_PHOTOGRAPHS, _paper_averages, worst_of
+from demur.experiments.material import gather_part
 from demur.experiments.results import read, read_gallery
 from demur.experiments.runner import load_profile
 from demur.networks import weights
@@ -173,6 +176,45 @@ def test_no_attack_breaks_an_image_that_the_worst_case_does_not_count(profile, r
     assert bool((everywhere >= around).all()) and bool((around >= found.pgd["natural", sets.AROUND].tensors["outcomes"][:10]).all())
 
 
+def test_a_training_in_stages_goes_on_with_the_stage_it_was_in(tmp_path, monkeypatch):
+    """R10: and ends with the same bits."""
+    ramped = TINY.replace("eps = 0.3\n", "eps = 0.3\nramp = [0.5, 1.0]\n").replace("steps = 60", "steps = 12")
+    (tmp_path / "ramped.toml").write_text(ramped)
+    settings = load_profile("localized-training", str(tmp_path / "ramped.toml")).sets[0]
+    part = gather_part(settings, 20, None, 0)
+
+    def train(folder):
+        current = Run(Ledger(tmp_path / folder), "cpu", 0, SimpleNamespace(advance=lambda *_: None))
+        return sets._trained(part, sets.STANDARD, None, current).classifier.state_dict()
+
+    whole, fit, calls = train("whole"), sets.AdversarialTraining.fit, []
+
+    def interrupt(self, *given, **options):
+        calls.append(options["seed"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return fit(self, *given, **options)
+
+    monkeypatch.setattr(sets.AdversarialTraining, "fit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train("again")
+    again = train("again")
+    assert len(calls) == 3 and calls[1] == calls[2]  # the first stage was not repeated
+    assert all(torch.equal(whole[name], again[name]) for name in whole) and not list((tmp_path / "again").glob("*.stage"))
+
+
+@pytest.mark.parametrize(("ramp", "steps", "count"), [((1.0,), 83, 600), ((0.5, 1.0), 40, 2000), ((0.4, 0.7, 1.0), 90, 500)])
+def test_the_stages_of_a_training_come_to_the_steps_that_were_asked_for(profile, ramp, steps, count):
+    settings = load_profile("localized-training", profile).sets[0].model_copy(update={"ramp": ramp, "steps": steps})
+    stages = list(sets._stages(settings, sets.STANDARD, count, seed=0))
+    assert tuple(factor for factor, _, _ in stages) == ramp
+    taken = sum(len(index) // settings.batch_size * passes for _, index, passes in stages)
+    assert taken == pytest.approx(steps, rel=0.1)
+    assert all(len(set(index.tolist())) == len(index) and int(index.max()) < count for _, index, _ in stages)
+    ((factor, index, passes),) = sets._stages(settings, sets.NATURAL, count, seed=0)
+    assert factor == 1 and len(index) // settings.batch_size * passes == pytest.approx(steps, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -180,6 +222,7 @@ def test_no_attack_breaks_an_image_that_the_worst_case_does_not_count(profile, r
         (("boxes = [4, 16, 28]", "boxes = [16, 4]"), "must increase"),
         (("eps = 0.3", "eps = -0.3"), "sets.0.eps"),
         (("eps = 0.3", "eps = nan"), "sets.0.eps"),
+        (("eps = 0.3", "eps = 0.3\nramp = [0.5]"), "must end at 1"),
         (("train_images = 600", "train_images = 6000"), "train_images is 6000"),
         (("images = 20", "images = 2000"), "attack.images is 2000"),
         (("images = 10,", "images = 100,"), "cannot be more than attack.images"),

@@ -59,6 +59,17 @@ def test_rounding_towards_the_clean_image_never_leaves_the_ball(seed, norm, eps)
     assert torch.equal(round_towards(clean, clean), (clean * 255).round().to(torch.uint8))
 
 
+@pytest.mark.parametrize("levels", [1, 2, 8, 16])
+def test_what_was_moved_by_whole_levels_keeps_them_all_when_stored(levels):
+    """R1 on stored images, and no less than eps: what is moved as far as it may loses no level to float32's rounding."""
+    clean = (torch.arange(256).float() / 255).view(1, 1, 16, 16).repeat(2, 1, 1, 1)
+    signs = torch.stack([torch.ones(1, 16, 16), -torch.ones(1, 16, 16)])
+    ball = BALLS["linf"](clean, torch.full((2,), levels / 255, dtype=torch.float64), None)
+    moved = ball.confine(clean + signs * 2 * levels / 255)
+    expected = (torch.arange(256).view(1, 1, 16, 16) + levels * signs.long()).clamp(0, 255).to(torch.uint8)
+    assert torch.equal(round_towards(moved, clean), expected)
+
+
 def test_a_ball_that_allows_what_it_should_not_is_seen():
     """Negative control: `inside` must catch each kind of violation."""
     clean = torch.full((1, 1, 2, 2), 0.5)

@@ -129,6 +129,8 @@ def attack(
     from demur.report.pictures import AMPLIFIED, save_picture, save_triple
 
     place = out or Path(f"{photo.stem}-attacked.png")
+    if place.suffix.lower() != ".png" or place.resolve() == photo.resolve():
+        raise DemurError(f"--out {place}: the attacked picture must end in .png, and not take the place of the photograph.")
     chosen = pick_device(device)
     found = attack_photograph(photo, network, target, weights=weights, data_root=data_root, step_size=step_size, steps=steps, device=chosen)
     stored = save_picture(found.attacked, place)
@@ -159,8 +161,9 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run
 
 @data_app.command("list")
 def list_data(data_root: DataRoot = None) -> None:
-    """Say which data sets are there, and which could be downloaded."""
+    """Say which data sets are there, and which could be downloaded; and weights of networks for photographs."""
     from demur import data
+    from demur.networks import weights
 
     _existing(data_root)
     out_console.print(f"Data sets under {data.data_root(data_root)}", markup=False, highlight=False, soft_wrap=True)
@@ -171,6 +174,9 @@ def list_data(data_root: DataRoot = None) -> None:
         line = f"{status.name:18}{there:26}{data.counted(status.images)} images of {status.classes} classes{part}"
         out_console.print(line, highlight=False, soft_wrap=True)
         out_console.print(f"{'':18}{status.about}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    known = {name: "there" if weights.find(name, data_root) else "no" for name in weights.URLS}
+    said = ", ".join(f"{name} {state}" for name, state in known.items())
+    out_console.print(f"Weights of networks for photographs: {said}", markup=False, highlight=False, soft_wrap=True)
     out_console.print("Get one with: demur data get NAME. A path of an .npz file or of a folder of images by class works as a name, too.")
 
 

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+LEAST = 2e-5
+"""Of a level: what float32 cannot tell from nothing, at 1."""
+
 
 def round_towards(images: Tensor, clean: Tensor) -> Tensor:
     """Round images (N, ...) in [0, 1] to uint8, each pixel towards the clean image's.
@@ -11,5 +14,6 @@ def round_towards(images: Tensor, clean: Tensor) -> Tensor:
     the clean images are themselves 8-bit. Whether the attack survives the rounding is to be checked anew.
     """
     levels, start = images.double() * 255, (clean.double() * 255).round()
-    towards = torch.where(images > clean, levels.floor(), levels.ceil())
+    # What lies at a level but for float32's rounding is at that level: else most of what was moved by eps would lose a whole one.
+    towards = torch.where(images > clean, (levels + LEAST).floor(), (levels - LEAST).ceil())
     return torch.where(images == clean, start, towards).clamp(0, 255).to(torch.uint8)

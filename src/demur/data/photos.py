@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,10 @@ def read_photo(path: Path) -> Photo:
         raise DemurError(f"there is no photograph {path}.")
     try:
         with Image.open(path) as opened:
-            mode, frames = opened.mode, getattr(opened, "n_frames", 1)
+            mode, frames = opened.mode, 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)  # cameras put a preview beside
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DemurError(f"cannot read {path} as an image: {' '.join(str(error).split()) or type(error).__name__}.") from error
-    if frames > 1 and path.suffix.lower() != ".mpo":  # cameras put a preview beside the photograph there
+    if frames > 1:
         raise DemurError(f"{path} is animated, or holds {frames} pictures: save the one that is meant.")
     pixels = torch.from_numpy(read_image(path).copy())
     pixels = pixels[None].repeat(3, 1, 1) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
@@ -98,7 +98,7 @@ def check_boxes(boxes: Sequence[Box], size: tuple[int, int], name: str) -> None:
         if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
             raise DemurError(
                 f"{name}: the box {list(box)} (left, top, right, bottom) does not lie in an image of {width}x{height} pixels. "
-                "Boxes are in pixels of the image as it is in its file."
+                "Boxes are in pixels of the image as it is in its file, held upright."
             )
 
 
@@ -187,7 +187,9 @@ def read_photos(folder: Path, about: Path | None = None, count: int | None = Non
         photos.append(Photo(photo.pixels, _title(name, entry), entry["boxes"], _class_index(entry, name, known), photo.converted))
     if not photos:
         raise DemurError(f"{known} names no photograph.")
-    return photos
+    titles = [photo.name for photo in photos]
+    files = list(read_annotations(known))[:count]
+    return [replace(photo, name=file) if titles.count(photo.name) > 1 else photo for photo, file in zip(photos, files, strict=True)]
 
 
 def _beside(folder: Path) -> Path:

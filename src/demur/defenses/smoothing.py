@@ -19,6 +19,10 @@ CHUNK = 1 << 22
 """Pixels that the median sorts at a time: it needs some size^2 times as much memory."""
 
 
+LARGEST = 15
+"""Side of a median's window: a byte says which of its pixels the median is."""
+
+
 def gaussian_smoothing(images: Tensor, sigma: float) -> Tensor:
     """Convolve images (N, C, H, W) with a Gaussian of deviation `sigma` pixels, cut off at 3 sigma (2 * ceil(3 sigma) + 1 pixels, sum 1).
 
@@ -55,6 +59,8 @@ def median_smoothing(images: Tensor, size: int) -> Tensor:
     _check(images)
     if size < 1 or size % 2 == 0:
         raise DemurError(f"a median is of a window with an odd number of pixels a side, not {size}.")
+    if size > LARGEST:
+        raise DemurError(f"a median of {size}x{size} pixels is not to be had: {LARGEST}x{LARGEST} at most.")
     _check_reach(images, size // 2, f"a median of {size}x{size}")
     padded = nn.functional.pad(images, (size // 2,) * 4, mode="reflect") if size > 1 else images
     return torch.as_tensor(_Median.apply(padded, size))

@@ -23,6 +23,22 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
+BLIND = 0.01
+"""The share of zero gradients from which it is worth a warning."""
+
+
+def blind(cells: Mapping[str, Cell]) -> list[str]:
+    """Warn of the attacks, by what is said of each, that were without a gradient to follow (R14, R20)."""
+    lines = []
+    for what, cell in cells.items():
+        flat, backwards = cell.values.get("flat", 0), cell.values.get("backwards", 0)
+        if flat > BLIND * max(1, backwards):
+            lines.append(
+                f"{what}: {100 * flat / backwards:.0f} % of the attack's gradients were zero, and what it did not find says little."
+            )
+    return lines
+
+
 @dataclass
 class Run:
     """One run of an experiment."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+import torch
+
 from demur import data, seeds
 from demur.data import ImageSet, NoSplitError, SourceStatus
 from demur.errors import DemurError
@@ -99,6 +101,11 @@ def gather_part(settings: Settings, attacked: int, data_root: Path | None, seed:
         raise DemurError(f"the networks need square images; those of {entry} are {height}x{width}.")
     where = known[entry].where if entry in known else ""
     return Part(settings, train, test, where not in ("", "embedded"), f"{counted(train)}{passed_over(settings.data, entry, data_root)}")
+
+
+def in_random_order(images: ImageSet, seed: int) -> ImageSet:
+    """The same images in another order, so that the first so many are a fair sample: a folder's are in the order of its classes."""
+    return images.subset(torch.randperm(len(images), generator=seeds.generator(seed, "in random order")))
 
 
 def describe_parts(parts: Sequence[Part[Any]], photographs: str | None) -> Data:

@@ -92,10 +92,13 @@ def imagenet_network(name: str, file: str | Path | None = None, root: str | Path
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise DemurError(f"{path} has not the weights of {name} ({reason} ...).") from error
-    size = int(about.get("input_size", architecture.size))
+    try:
+        size = int(about.get("input_size", architecture.size))
+    except ValueError as error:
+        raise DemurError(f"the metadata of {path} have input_size {about['input_size']!r} where a number of pixels is wanted.") from error
     default = ((0.5,) * 3, (0.5,) * 3) if name == "inception_v3" else (MEAN, STD)
     mean, std = (_numbers(about[key], path) if key in about else other for key, other in zip(("mean", "std"), default, strict=True))
-    return ImageNetNetwork(network, size, architecture.resize, mean, std).eval()
+    return ImageNetNetwork(network, size, max(size, architecture.resize), mean, std).eval()
 
 
 def _numbers(text: str, path: Path) -> tuple[float, ...]:

@@ -86,4 +86,6 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _file_name(name: str) -> str:
+    if name not in URLS:
+        raise unknown("network", name, URLS)
     return Path(URLS[name]).name

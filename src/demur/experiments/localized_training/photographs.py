@@ -112,5 +112,5 @@ def _attacked_cell(
         return passes, {**_answers(classifier, sent, labels), "altered": altered, "images": sent[: settings.listed]}
 
     asked = {"eps": eps, "region": region, "steps": settings.steps, "listed": settings.listed, "seed": run.seed}
-    config = {"cell": "attacked photographs", **about, **asked}
+    config = {"cell": "attacked photographs, 2", **about, **asked}
     return run.cell(f"photographs: {about['network']}, {region}, {255 * eps:g}/255", config, compute, 100.0 * len(images) * settings.steps)

@@ -1,5 +1,6 @@
 """The small networks of the localized experiment: trained thrice, attacked in regions, and what came of it."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,8 @@ from demur.evaluation import Cell
 from demur.evaluation.ledger import Computed
 from demur.experiments.cells import Run
 from demur.experiments.localized_training.profile import Profile, SetProfile
-from demur.experiments.material import Part
+from demur.experiments.material import Part, in_random_order
+from demur.files import replacing
 from demur.networks import Epoch, fit, localized_network, stepwise_sgd, wide_network
 
 NATURAL, STANDARD, BACKGROUND = "natural", "standard", "background"
@@ -58,7 +60,7 @@ class SetFound:
 
 def carry_out_set(profile: Profile, part: Part[SetProfile], run: Run) -> SetFound:
     """Train the three models of a set, choose the box on the natural one, and attack them all."""
-    attacked = part.test.take(profile.attack.images, seeds.derive(run.seed, "attacked"))
+    attacked = in_random_order(part.test.take(profile.attack.images, seeds.derive(run.seed, "attacked")), run.seed)
     natural = _trained(part, NATURAL, None, run)
     calibration = _calibration_cell(profile, part, natural, attacked, run)
     box = calibration.values["box"]
@@ -102,10 +104,18 @@ def _trained(part: Part[SetProfile], kind: str, box: int | None, run: Run) -> Mo
     network = new_network(settings, part.train, run.seed)
 
     def compute(checkpoint: Path) -> Computed:
-        options: dict[str, Any] = {"batch_size": settings.batch_size, "device": run.device, "optimizer": _optimizer(settings)}
+        options: dict[str, Any] = {"batch_size": settings.batch_size, "device": run.device}
         history: list[Epoch] = []
+        ended = checkpoint.with_suffix(".stage")  # where the last whole stage is kept, until the cell is
+        first = _resumed(network, ended)
         for stage, (factor, index, epochs) in enumerate(_stages(settings, kind, len(part.train), run.seed)):
-            options |= {"epochs": epochs, "seed": seeds.derive(run.seed, "stage", stage), "checkpoint": checkpoint}
+            if stage < first:
+                continue
+            if stage:
+                with replacing(ended) as partial_file:
+                    torch.save({"stage": stage, "network": network.state_dict()}, partial_file)
+            optimizer = _optimizer(settings, epochs * (len(index) // settings.batch_size))
+            options |= {"epochs": epochs, "seed": seeds.derive(run.seed, "stage", stage), "checkpoint": checkpoint, "optimizer": optimizer}
             images, labels = part.train.images[index], part.train.labels[index]
             if kind == NATURAL:
                 history = fit(network, images, labels, **options)
@@ -114,6 +124,7 @@ def _trained(part: Part[SetProfile], kind: str, box: int | None, run: Run) -> Mo
             attack = partial(attacks.pgd, norm="linf", eps=eps, steps=settings.attack_steps, step_size=step_size, random_start=True)
             region = None if box is None else regions.outside(regions.centre_box((part.size, part.size), box, box))
             history = AdversarialTraining(network, classes, attack, region=region).fit(images, labels, **options).history_
+        ended.unlink(missing_ok=True)
         return {"loss": history[-1].loss, "accuracy": history[-1].accuracy}, dict(network.cpu().state_dict())
 
     shared = settings.model_dump(
@@ -127,6 +138,16 @@ def _trained(part: Part[SetProfile], kind: str, box: int | None, run: Run) -> Mo
     return Model(kind, Classifier(network, classes).to(run.device).eval(), cell.key, cell.values)
 
 
+def _resumed(network: nn.Module, ended: Path) -> int:
+    """The stage that a training that was stopped goes on with, its network loaded; 0 where there is none, or its file is broken."""
+    try:
+        saved = torch.load(ended, weights_only=True, map_location="cpu")
+        network.load_state_dict(saved["network"])
+        return int(saved["stage"])
+    except Exception:  # a broken file makes the restricted unpickler raise whatever its rubbish leads to
+        return 0
+
+
 def _stages(settings: SetProfile, kind: str, count: int, seed: int) -> Iterator[tuple[float, Tensor, int]]:
     """The stages of a training: a share of eps, the images (n,) by index, and the passes over them; in all as many steps as asked for.
 
@@ -134,17 +155,17 @@ def _stages(settings: SetProfile, kind: str, count: int, seed: int) -> Iterator[
     """
     ramp = (1.0,) if kind == NATURAL else settings.ramp
     wanted = settings.steps * settings.batch_size / len(ramp)
-    passes = max(1, round(wanted / count))
+    passes = max(1, math.ceil(wanted / count))
     some = min(count, max(settings.batch_size, round(wanted / passes)))
     order = torch.randperm(count, generator=seeds.generator(seed, "stages"))
     for stage, factor in enumerate(ramp):
         yield factor, order[(stage * some + torch.arange(some)) % count], passes
 
 
-def _optimizer(settings: SetProfile) -> Callable[..., torch.optim.Optimizer]:
+def _optimizer(settings: SetProfile, steps: int) -> Callable[..., torch.optim.Optimizer]:
     """As Madry et al. 2018 have it: Adam for MNIST's network, descent with smaller and smaller steps for CIFAR-10's."""
     if settings.network == "wide":
-        return partial(stepwise_sgd, steps=settings.steps, rate=settings.learning_rate)
+        return partial(stepwise_sgd, steps=steps, rate=settings.learning_rate)
     return partial(torch.optim.Adam, lr=settings.learning_rate)
 
 
@@ -155,6 +176,31 @@ def paper_attack(
     goal = AnyError("cross_entropy", confidence=NEVER)
     options: dict[str, Any] = {"steps": steps, "step_size": step_share * eps, "random_start": True, "seed": seed}
     return attacks.pgd(classifier, images, labels, norm="linf", eps=eps, goal=goal, region=region, **options)
+
+
+def _broken_too(
+    result: AttackResult,
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    region: Tensor | None,
+    eps: float,
+    profile: Profile,
+    seed: int,
+) -> Tensor:
+    """Outcomes (N,) of the paper's attack, and of the same one once more on what is still correct, now content with any error (R5).
+
+    The largest loss that it went through need not be an error, where a smaller one was.
+    """
+    found = outcomes(classifier, result.attempts, labels)
+    left = (found == Outcome.CORRECT).nonzero().flatten()
+    if len(left):
+        here = None if region is None else region.expand(len(images), *region.shape[1:])[left]
+        goal, attack = AnyError("cross_entropy"), profile.attack
+        options: dict[str, Any] = {"steps": attack.steps, "step_size": attack.step_share * eps, "random_start": True, "seed": seed}
+        again = attacks.pgd(classifier, images[left], labels[left], norm="linf", eps=eps, goal=goal, region=here, **options)
+        found[left] = outcomes(classifier, again.attempts, labels[left])
+    return found
 
 
 def _losses(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
@@ -191,12 +237,13 @@ def _calibration_cell(profile: Profile, part: Part[SetProfile], natural: Model, 
         for side in settings.boxes:
             around = region_of(AROUND, side, clean, run.seed)
             found = paper_attack(natural.classifier, clean, images.labels, around, settings.eps, attack.steps, attack.step_share, run.seed)
-            left.append(_accuracy(natural.classifier, found.attempts, images.labels))
+            judged = _broken_too(found, natural.classifier, clean, images.labels, around, settings.eps, profile, run.seed)
+            left.append(float((judged == Outcome.CORRECT).double().mean()))
         retained = RETAINED.get(settings.paper)
         chosen = len(left) // 2 if retained is None else min(range(len(left)), key=lambda i: (abs(left[i] - retained * before), -i))
         return {"accuracy": left, "clean": before, "box": settings.boxes[chosen]}, {}
 
-    config = {"cell": "calibration", "model": natural.key, "data": images.fingerprint, "eps": settings.eps, "boxes": settings.boxes}
+    config = {"cell": "calibration, 2", "model": natural.key, "data": images.fingerprint, "eps": settings.eps, "boxes": settings.boxes}
     config |= {"attack": _attack_config(profile), "paper": settings.paper, "seed": run.seed}
     passes = 0.7 * attack.steps * len(settings.boxes) * attack.calibration_images
     return run.cell(f"{settings.name}: choose the box", config, compute, passes)
@@ -216,10 +263,11 @@ def _pgd_cell(profile: Profile, part: Part[SetProfile], model: Model, region: st
         result = paper_attack(model.classifier, clean, attacked.labels, where, settings.eps, attack.steps, attack.step_share, run.seed)
         stored = attacks.round_towards(result.attempts[:SHOWN], clean[:SHOWN])
         shown = outcomes(model.classifier, as_floats(stored), attacked.labels[:SHOWN])
-        tensors = {**_judged(model.classifier, result.attempts, attacked.labels), "images": stored, "stored_outcomes": shown}
-        return _passes(result), tensors
+        found = _broken_too(result, model.classifier, clean, attacked.labels, where, settings.eps, profile, run.seed)
+        losses = _losses(model.classifier, result.attempts, attacked.labels)
+        return _passes(result), {"losses": losses, "outcomes": found, "images": stored, "stored_outcomes": shown}
 
-    config = _config("localized pgd", part, model, region, box, attacked, {"attack": _attack_config(profile)}, run)
+    config = _config("localized pgd, 2", part, model, region, box, attacked, {"attack": _attack_config(profile)}, run)
     return run.cell(f"{settings.name}: {model.name}, {region}", config, compute, 0.7 * attack.steps * attack.images)
 
 
@@ -231,7 +279,7 @@ def _strongest_cell(profile: Profile, part: Part[SetProfile], model: Model, regi
     def compute(_: Path) -> Computed:
         clean = images.floats()
         where = region_of(region, box, clean, run.seed)
-        options = strongest.model_dump(exclude={"images"})
+        options = {**strongest.model_dump(exclude={"images"}), "seed": run.seed}
         result = attacks.strongest(model.classifier, clean, images.labels, norm="linf", eps=settings.eps, region=where, **options)
         return _passes(result), {"outcomes": outcomes(model.classifier, result.attempts, images.labels)}
 
@@ -255,11 +303,13 @@ def _curve_cell(profile: Profile, part: Part[SetProfile], model: Model, region: 
                 result = paper_attack(
                     model.classifier, clean[left], labels[left], here, min(1.0, eps), attack.steps, attack.step_share, run.seed
                 )
-                now[left] = outcomes(model.classifier, result.attempts, labels[left])
+                now[left] = _broken_too(result, model.classifier, clean[left], labels[left], here, min(1.0, eps), profile, run.seed)
             found.append(now.clone())
         return {}, {"outcomes": torch.stack(found)}
 
-    config = _config("localized curve", part, model, region, box, attacked, {"attack": _attack_config(profile), "curve": attack.curve}, run)
+    config = _config(
+        "localized curve, 2", part, model, region, box, attacked, {"attack": _attack_config(profile), "curve": attack.curve}, run
+    )
     passes = 0.7 * attack.steps * attack.images * len(attack.curve)
     return run.cell(f"{settings.name}: {model.name} against eps, {region}", config, compute, passes)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from demur.classifier import Outcome
 from demur.evaluation import Cell, rates
 from demur.experiments.album import Album
+from demur.experiments.cells import blind
 from demur.experiments.localized_training.photographs import NetworkFound
 from demur.experiments.localized_training.profile import PhotographsProfile, Profile
 from demur.experiments.localized_training.sets import (
@@ -134,7 +135,8 @@ class Sheets:
                     found = rates(outcomes)
                     rows.append(share(model, column, [(found.correct, found.n)], group=name, paper=printed(column)))
         note = (
-            f"Correct answers. The first columns are the paper's attack on {self.profile.attack.images:,} test images: everywhere, outside "
+            f"Correct answers. The natural model's under the attack on the background is what the box was chosen by. The first columns "
+            f"are the paper's attack on {self.profile.attack.images:,} test images: everywhere, outside "
             "the centre box (background), inside it, and on as many random pixels as the background has. The strongest is the ensemble "
             f"`attacks.strongest` on {self.profile.strongest.images:,} of them, and what the paper's attack found: the worst of all."
         )
@@ -216,7 +218,7 @@ class Sheets:
             theirs = (PAPER_GUESSED.get(name, name) if paper_at == 0 else known[3]) if known else ""
             rows.append(Figure(name, "guess", network, note=f"{guess} [{theirs}]" if theirs else guess))
         averages = {column: fmean(values) for column, values in kept.items()}
-        printed_averages = _paper_averages(paper, paper_at or 0) if paper and set(names) >= set(paper) else {}
+        printed_averages = _paper_averages(paper, paper_at or 0) if paper and set(names) == set(paper) else {}
         for column in ("altered", "correct", "top 5", "top 10", "confidence"):
             unit = "" if column == "confidence" else "%"
             line = Figure(
@@ -316,6 +318,9 @@ class Sheets:
                     lines.append(
                         f"{name}: the {model} model answers hardly better than chance: its small loss under attack defends nothing."
                     )
+                attacked = {f"{name}, {model}, {region}": one.pgd[model, region] for region in (EVERYWHERE, AROUND)}
+                attacked |= {f"{name}, the strongest on {model}, {region}": one.strongest[model, region] for region in (EVERYWHERE, AROUND)}
+                lines += blind(attacked)
                 for region in (EVERYWHERE, AROUND):
                     paper, strong = one.pgd[model, region].tensors["outcomes"], one.strongest[model, region].tensors["outcomes"]
                     alone = int(((paper[: len(strong)] != Outcome.CORRECT) & (strong == Outcome.CORRECT)).sum())

@@ -1,6 +1,6 @@
 """Small networks behind each filter: trained, attacked by who ignores the filter, by who sees through it, and by who steps around it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from demur import attacks, seeds
-from demur.attacks import AttackResult, StraightThrough, Target
+from demur.attacks import AnyError, AttackResult, Evade, StraightThrough, Target
 from demur.classifier import Classifier, Outcome, outcomes
 from demur.data import ImageSet, as_floats
 from demur.defenses import GaussianSmoothing, MedianSmoothing
+from demur.defenses.adversarial_training import NEVER
 from demur.evaluation import Cell
 from demur.evaluation.ledger import Computed
 from demur.experiments.cells import Run
-from demur.experiments.material import Part
+from demur.experiments.material import Part, in_random_order
 from demur.experiments.smoothing.profile import Profile, SetProfile
 from demur.networks import background_class_network, fit
 
@@ -61,7 +62,7 @@ class SetFound:
 
 def carry_out_set(profile: Profile, part: Part[SetProfile], run: Run) -> SetFound:
     """Train a network behind each filter, and attack them all."""
-    images = part.test.take(profile.attack.images, seeds.derive(run.seed, "attacked"))
+    images = in_random_order(part.test.take(profile.attack.images, seeds.derive(run.seed, "attacked")), run.seed)
     models = {model.name: model for model in (_trained(part, name, run) for name in filters(part.settings))}
     clean, targeted, attackers, strongest = {}, {}, {}, {}
     for name, model in models.items():
@@ -160,7 +161,9 @@ def _attacker_cell(profile: Profile, part: Part[SetProfile], model: Model, attac
     def compute(_: Path) -> Computed:
         clean, labels = images.floats(), images.labels
         seen = attacked_through(model, attacker, images.num_classes)
-        result = attacks.pgd(seen, clean, labels, norm="linf", eps=eps, steps=steps, seed=run.seed)
+        # Who ignores the filter cannot test what he sends: he goes for the surest error.
+        goal = AnyError("cross_entropy", confidence=NEVER) if attacker == IGNORES else Evade()
+        result = attacks.pgd(seen, clean, labels, norm="linf", eps=eps, steps=steps, goal=goal, seed=run.seed)
         return passes(result), {"outcomes": outcomes(model.whole, result.attempts, labels)}
 
     config = _config("smoothed attacker", model, images, {"attacker": attacker, "steps": steps, "eps": eps}, run)
@@ -195,8 +198,12 @@ def _strongest_cell(profile: Profile, part: Part[SetProfile], model: Model, imag
 
 def other_classes(images: ImageSet, seed: int) -> Tensor:
     """A class (N,) for each image that is not its own, drawn at random by image."""
-    keys = seeds.image_keys(images.floats())
-    return (images.labels + 1 + (seeds.uniform(keys, (), seed, "targets") * (images.num_classes - 1)).long()) % images.num_classes
+    return others(seeds.image_keys(images.floats()), images.labels, images.num_classes, seed)
+
+
+def others(keys: Sequence[int], labels: Tensor, classes: int, seed: int) -> Tensor:
+    """A class for each label (N,) that is another one, drawn by key."""
+    return (labels + 1 + (seeds.uniform(keys, (), seed, "targets") * (classes - 1)).long()) % classes
 
 
 def passes(result: AttackResult) -> dict[str, int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from demur import attacks
+from demur import attacks, seeds
 from demur.attacks import Target
 from demur.classifier import Classifier
 from demur.data import ImageSet, as_floats
@@ -17,7 +17,7 @@ from demur.evaluation import Cell
 from demur.evaluation.ledger import Computed
 from demur.experiments.album import Album, at_size
 from demur.experiments.cells import Run
-from demur.experiments.smoothing.filters import other_classes, passes
+from demur.experiments.smoothing.filters import others, passes
 from demur.experiments.smoothing.profile import PhotographsProfile
 from demur.files import file_digest
 from demur.networks import CLASSES, ImageNetNetwork, imagenet_network
@@ -39,12 +39,13 @@ class NetworkFound:
 
 
 def carry_out_photographs(settings: PhotographsProfile, album: Album, run: Run) -> list[NetworkFound]:
-    """Attack every network towards random classes, and show all pictures to all networks."""
+    """Attack every network towards random classes, the same for all, and show all pictures to all networks."""
+    targets = _targets(album, run.seed)
     networks = {name: imagenet_network(name, path).to(run.device) for name, path in album.networks.items()}
     found = []
     for name, network in networks.items():
         about = {"network": name, "album": album.fingerprint, "weights": file_digest(album.networks[name])}
-        attacked = _attacked_cell(settings, about, network, at_size(album.photos, network.resize, network.size), run)
+        attacked = _attacked_cell(settings, about, network, at_size(album.photos, network.resize, network.size), targets, run)
         answers = {other: _answers_cell(attacked, other, its, album, run) for other, its in networks.items()}
         layers = sum(isinstance(layer, LAYERS) for layer in network.modules())
         found.append(NetworkFound(name, layers, sum(weight.numel() for weight in network.parameters()), attacked, answers))
@@ -56,14 +57,21 @@ def work(settings: PhotographsProfile, album: Album) -> float:
     return 100.0 * len(album.networks) * len(album.photos) * 30
 
 
-def _attacked_cell(settings: PhotographsProfile, about: Mapping[str, Any], network: ImageNetNetwork, images: ImageSet, run: Run) -> Cell:
+def _targets(album: Album, seed: int) -> Tensor:
+    """A class (N,) for each photograph that is not its own, drawn by the pixels of its file: whatever a network's size is."""
+    keys = [key for photo in album.photos for key in seeds.image_keys(as_floats(photo.pixels[None]))]
+    return others(keys, torch.tensor([photo.label or 0 for photo in album.photos]), len(CLASSES), seed)
+
+
+def _attacked_cell(
+    settings: PhotographsProfile, about: Mapping[str, Any], network: ImageNetNetwork, images: ImageSet, targets: Tensor, run: Run
+) -> Cell:
     """The targeted attack. found, distance, steps, targets (N,), confidence and before (N,) of the target, images (N, 3, H, W) as 8 bits
     store them, and stored: whether these still reach it.
     """
 
     def compute(_: Path) -> Computed:
         classifier, clean, labels = Classifier(network, len(CLASSES)).eval(), images.floats(), images.labels
-        targets = other_classes(images, run.seed)
         parts, spent = [], dict.fromkeys(("forwards", "backwards", "flat"), 0)
         for rows in torch.split(torch.arange(len(clean)), BATCH):
             goal = Target(targets[rows])
@@ -87,7 +95,7 @@ def _attacked_cell(settings: PhotographsProfile, about: Mapping[str, Any], netwo
             )
             spent = {kind: spent[kind] + count for kind, count in passes(result).items()}
         together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return spent, {**together, "targets": targets, "clean_answers": classifier.predict(clean)}
+        return spent, {**together, "targets": targets}
 
     asked = {"step_size": settings.step_size, "steps": settings.steps, "seed": run.seed}
     return run.cell(

@@ -96,6 +96,8 @@ class Profile(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if not all(one.gaussian or one.median for one in self.sets):
+            raise ValueError("each of the sets needs a filter")
         names = [one.name for one in self.sets]
         if len(set(names)) < len(names):
             raise ValueError("two of the sets have the same name")

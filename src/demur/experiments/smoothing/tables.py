@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import torch
 from torch import Tensor
 
+from demur.classifier import Outcome
 from demur.evaluation import rates
 from demur.experiments.album import Album
+from demur.experiments.cells import blind
 from demur.experiments.results import Curve, Figure, Table
 from demur.experiments.shares import ATTACKED_BY, front, series, share
 from demur.experiments.smoothing.filters import BOX, IDENTITY, IGNORES, NONE, THROUGH, SetFound, broken_alone
@@ -63,8 +66,10 @@ class Sheets:
                     Figure(model, "mean L2", name, measured=distance, n=int(targeted["found"].sum()), note="" if distance else "none")
                 )
                 rows.append(Figure(model, "steps", name, measured=float(targeted["steps"].double().mean()), n=count))
-                rows.append(Figure(model, "accuracy x distance", name, measured=products[model]))
-                rows.append(Figure(model, "its rank", name, measured=by_product[model]))
+                rows.append(
+                    Figure(model, "accuracy x distance", name, measured=products.get(model), note="" if distance else "no target reached")
+                )
+                rows.append(Figure(model, "its rank", name, measured=by_product.get(model), note="" if distance else "no target reached"))
                 strong = rates(one.worst(model))
                 rows.append(share(model, "robust accuracy", [(strong.correct, strong.n)], group=name))
                 rows.append(Figure(model, "its rank ", name, measured=by_robust[model]))
@@ -102,7 +107,8 @@ class Sheets:
     def _photographs(self) -> Table:
         assert self.profile.photographs is not None and self.album is not None
         rows = []
-        for one in sorted(self.networks, key=lambda one: -hardness(one)):
+        common = reached_by_all(self.networks)
+        for one in sorted(self.networks, key=lambda one: -hardness(one, common)):
             tensors = one.attacked.tensors
             found, count = tensors["found"], len(tensors["found"])
             rows.append(Figure(one.name, "layers", measured=float(one.layers)))
@@ -110,13 +116,15 @@ class Sheets:
             rows.append(share(one.name, "target reached", [(int(found.sum()), count)]))
             rows.append(share(one.name, "so on 8 bits", [(int(tensors["stored"].sum()), count)]))
             rows.append(Figure(one.name, "median steps", measured=float(tensors["steps"].double().median()), n=count))
-            distance = tensors["distance"][found]
-            rows.append(Figure(one.name, "mean L2", measured=float(distance.mean()) if len(distance) else None, n=len(distance)))
+            mean = hardness(one, common) if bool(common.any()) else None
+            rows.append(Figure(one.name, "mean L2", measured=mean, n=int(common.sum()), note="" if mean is not None else "none"))
             rows.append(Figure(one.name, "confidence in the target", measured=float(tensors["confidence"].mean()), n=count))
         note = (
-            f"{count} photographs, each towards a random class, in steps of {self.profile.photographs.step_size:g} in L2; the hardest "
+            f"{count} photographs, each towards a random class, the same for all networks, in steps of "
+            f"{self.profile.photographs.step_size:g} in L2; the hardest "
             f"first. Layers: "
-            "convolutions and dense ones. " + " ".join(self.album.notes)
+            "convolutions and dense ones. The mean is over the photographs on which all networks were led to the target. "
+            + " ".join(self.album.notes)
         )
         return Table("Photographs: which network is hardest (section 2.2)", rows, note.strip())
 
@@ -191,13 +199,14 @@ class Sheets:
                 f"know it {knowing:.1f} %. {_verdict(knowing, kept[NONE])}"
             )
         if self.networks:
-            hardest = max(self.networks, key=hardness)
+            common = reached_by_all(self.networks)
+            hardest = max(self.networks, key=lambda one: hardness(one, common))
             deepest = max(self.networks, key=lambda one: one.layers)
             agrees = "agrees" if hardest is deepest else "does not agree"
             sentences.append(
-                f"Photographs: {hardest.name} is hardest to deceive ({hardness(hardest):.2f} in L2 on average), the deepest is "
+                f"Photographs: {hardest.name} is hardest to deceive ({hardness(hardest, common):.2f} in L2 on average), the deepest is "
                 f"{deepest.name} "
-                f"({hardness(deepest):.2f}): that {agrees} with the paper's claim that depth helps."
+                f"({hardness(deepest, common):.2f}): that {agrees} with the paper's claim that depth helps."
             )
         for way in self.tuned:
             cells = (way.clean, way.attacked[PUBLIC], way.attacked[WHITE])
@@ -213,7 +222,8 @@ class Sheets:
         lines = []
         for one in self.found:
             for model, attacker in one.attackers:
-                if attacker in (THROUGH,):
+                lines += blind({f"{one.part.settings.name}, {model}, {attacker}": one.attackers[model, attacker]})
+                if attacker in (THROUGH, IGNORES):
                     continue
                 alone = broken_alone(one, model, attacker)
                 ours, theirs = (rates(one.attackers[model, who].tensors["outcomes"]).wrong for who in (THROUGH, attacker))
@@ -223,12 +233,22 @@ class Sheets:
                         f"them alone). The exact "
                         "gradient is not the worst case there."
                     )
+            for model in one.models:
+                strongest, worst = one.strongest[model].tensors["outcomes"], one.worst(model)
+                missed = int(((worst == Outcome.WRONG) & (strongest != Outcome.WRONG)).sum())
+                if missed:
+                    lines.append(
+                        f"{one.part.settings.name}, {model}: the ensemble misses {missed} images that another attack breaks; they count."
+                    )
         return lines
 
 
 def products_of(one: SetFound) -> dict[str, float]:
-    """The paper's score of each filter: accuracy times the mean distance of the targeted attack."""
-    return {model: rates(one.clean[model].tensors["outcomes"]).accuracy * (distance_of(one, model) or 0.0) for model in one.models}
+    """The paper's score of each filter whose targets were reached: accuracy times the mean distance of the targeted attack."""
+    far = {model: distance_of(one, model) for model in one.models}
+    return {
+        model: rates(one.clean[model].tensors["outcomes"]).accuracy * distance for model, distance in far.items() if distance is not None
+    }
 
 
 def distance_of(one: SetFound, model: str) -> float | None:
@@ -242,10 +262,14 @@ def robust_of(one: SetFound) -> dict[str, float]:
     return {model: 100 * rates(one.worst(model)).accuracy for model in one.models}
 
 
-def hardness(one: NetworkFound) -> float:
-    """Mean distance to the targets that were reached."""
-    tensors = one.attacked.tensors
-    return float(tensors["distance"][tensors["found"]].mean()) if bool(tensors["found"].any()) else float("inf")
+def reached_by_all(networks: Sequence[NetworkFound]) -> Tensor:
+    """The photographs (N,) on which every network was led to the target: on these, distances compare."""
+    return torch.stack([one.attacked.tensors["found"] for one in networks]).all(0)
+
+
+def hardness(one: NetworkFound, common: Tensor) -> float:
+    """Mean distance to the targets, over those photographs (N,) bool; NaN where there is none."""
+    return float(one.attacked.tensors["distance"][common].mean())
 
 
 def _ignoring(one: SetFound, name: str) -> Tensor:
@@ -258,6 +282,8 @@ def _places(values: dict[str, float]) -> dict[str, float]:
 
 
 def _verdict(knowing: float, without: float) -> str:
+    if knowing < without - 10:
+        return "Smoothing makes such an attacker's work easier."
     if knowing > without + 10:
         return "Smoothing helps against an attacker who knows it, by these figures."
     return (

@@ -76,6 +76,10 @@ def gather(settings: TuningProfile | None, data_root: Path | None, seed: int) ->
     train, test = load_splits(first_at_hand(settings.data, known), data_root, seeds.derive(seed, "test"))
     if train.images.shape[1] != 3:
         raise DemurError(f"a network for photographs sees colours; the images of {train.name} are grey.")
+    if settings.images > len(test) or (settings.train_images or 0) > len(train):
+        raise DemurError(
+            f"tuning.images and tuning.train_images ask for more than the {len(test)} and {len(train)} images of {train.name}."
+        )
     if settings.train_images is not None:
         train = train.take(settings.train_images, seeds.derive(seed, "tuning"))
     return TuningMaterial(train, test.take(settings.images, seeds.derive(seed, "tuned")), file)
@@ -162,14 +166,14 @@ def _head(network: nn.Module, classes: int) -> nn.Module:
 
 
 def _public_cell(settings: TuningProfile, material: TuningMaterial, public: ImageNetNetwork, run: Run) -> Cell:
-    """What an attacker sends who has the public network: away from what that calls the image. sent (N, C, H, W), changed (N,)."""
+    """What an attacker sends who has the public network: away from what that calls the image. sent: (N, C, H, W)."""
 
     def compute(_: Path) -> Computed:
         classifier, clean = _public(public, settings.size).to(run.device), material.test.floats()
         called = classifier.predict(clean)
         goal = AnyError("cross_entropy", confidence=5.0)
         result = attacks.pgd(classifier, clean, called, norm="linf", eps=settings.eps, steps=settings.steps, goal=goal, batch_size=50)
-        return passes(result), {"sent": result.attempts, "changed": classifier.predict(result.attempts) != called}
+        return passes(result), {"sent": result.attempts}
 
     asked = {"eps": settings.eps, "steps": settings.steps, "size": settings.size}
     config = {"cell": "public", "data": material.fingerprint, **asked, "seed": run.seed}

@@ -18,12 +18,13 @@ from demur.defenses.adversarial_training import NEVER
 from demur.errors import DemurError
 from demur.evaluation import Cell, rates
 from demur.evaluation.ledger import Computed
-from demur.experiments.cells import Run
+from demur.experiments.cells import Run, blind
 from demur.experiments.material import Part, describe_parts, gather_part
 from demur.experiments.pictures import describe, enlarged, in_turn, mixed
 from demur.experiments.results import Curve, Data, Picture, Table, write_gallery
 from demur.experiments.shares import ATTACKED_BY, front
 from demur.experiments.together.profile import Profile
+from demur.files import digest
 from demur.networks import background_class_network, fit
 
 TITLE = "All defences together"
@@ -49,7 +50,7 @@ class Material:
     @property
     def fingerprint(self) -> str:
         """A digest of all that is measured on."""
-        return self.part.fingerprint
+        return digest(self.part.fingerprint, self.validation.fingerprint)
 
 
 class EitherRejects(nn.Module):
@@ -234,21 +235,21 @@ def _table(profile: Profile, found: Mapping[str, Cell]) -> Table:
 
 
 def _summary(profile: Profile, found: Mapping[str, Cell]) -> list[str]:
-    wrong = {name: 100 * rates(cell.tensors[STRONGEST]).error_rate for name, cell in found.items()}
-    ours = {name: value for name, value in wrong.items() if name not in (PLAIN, STANDARD)}
-    best = min(ours, key=lambda name: ours[name])
-    return [
-        f"Wrong and accepted under the strongest attacker, Linf within {profile.attack.eps:g}: {wrong[PLAIN]:.0f} % without a defence; "
-        f"least of "
-        f"the papers' defences with {best}, {ours[best]:.0f} %; with all combined {wrong[COMBINED]:.0f} %; with standard adversarial "
-        f"training "
-        f"{wrong[STANDARD]:.0f} %."
-    ]
+    sentences = []
+    for name, cell in found.items():
+        clean, attacked = rates(cell.tensors[NOBODY]), rates(cell.tensors[STRONGEST])
+        sentences.append(
+            f"{name}: {100 * clean.accuracy:.0f} % of the clean images correct and {100 * clean.rejection_rate:.0f} % rejected; under "
+            f"the strongest "
+            f"attacker, Linf within {profile.attack.eps:g}, {100 * attacked.error_rate:.0f} % wrong and accepted, "
+            f"{100 * attacked.accuracy:.0f} % correct."
+        )
+    return sentences
 
 
 def _warnings(found: Mapping[str, Cell]) -> list[str]:
     """Where not knowing the defence breaks more than knowing it (R19)."""
-    lines = []
+    lines = blind(found)
     for name, cell in found.items():
         unaware, aware = (int((cell.tensors[who] == Outcome.WRONG).sum()) for who in (UNAWARE, AWARE))
         if unaware > aware:
