@@ -99,8 +99,10 @@ def test_a_median_of_an_even_window_is_refused(value):
 def test_filters_that_reach_over_the_image_and_inputs_that_are_no_images_are_refused():
     with pytest.raises(DemurError, match="sigma 3 reaches 9 pixels"):
         gaussian_smoothing(images_of(1, 1, 8), 3)
-    with pytest.raises(DemurError, match="median of 17x17 reaches 8 pixels"):
-        median_smoothing(images_of(1, 1, 8), 17)
+    with pytest.raises(DemurError, match="median of 13x13 reaches 6 pixels"):
+        median_smoothing(images_of(1, 1, 6), 13)
+    with pytest.raises(DemurError, match="15x15 at most"):
+        median_smoothing(images_of(1, 1, 30), 17)
     for filtered in (gaussian_smoothing, median_smoothing):
         with pytest.raises(DemurError, match="float images"):
             filtered(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), 1)

@@ -169,7 +169,7 @@ def test_the_targets_are_other_classes_drawn_by_image():
         (("median = [3]", "median = [4]"), "must be odd"),
         (("gaussian = [1.0, 1.5]", "gaussian = [0.0, 1.5]"), "greater than 0"),
         (("gaussian = [1.0, 1.5]", "gaussian = [1.0, 11.0]"), "sigma 11 reaches 33 pixels"),
-        (("median = [3]", "median = [57]"), "too far for images of 28x28"),
+        (("median = [3]", "median = [57]"), "15x15 at most"),
         (("images = 10,", "images = 100,"), "cannot be more than attack.images"),
         (("epochs = 2", "epoch = 2"), "did you mean 'epochs'"),
     ],

@@ -184,6 +184,9 @@ class Sheets:
                 f"Attacked outside the objects' boxes, eps {_written(eps)} in {self._settings.steps} steps; every figure is of the "
                 "picture rounded to 8 bits. Altered: pixels that differ. The paper does not give its eps."
             )
+            whole = [int((one.attacked[eps, AROUND].tensors["altered"] == 0).sum()) for one in self.networks]
+            if any(whole):
+                note += f" In {max(whole)} of all photographs the box is the whole picture as the network sees it: nothing there may be attacked."
             tables.append(Table(f"Photographs attacked around the object, eps {_written(eps)} (Table 2)", rows, note))
         return tables
 
