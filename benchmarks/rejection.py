@@ -1,7 +1,7 @@
 """How fast neural rejection is fitted and attacked, beside what others have, on the rejection paper's MNIST network.
 
     python benchmarks/rejection.py [--data-root DIR] [--only fit,growth,attack,growing-attack] [--images 2000] [--machines 10]
-        [--most 8000] [--network FILE] [--keep FILE]
+        [--least 1000] [--most 8000] [--network FILE] [--keep FILE]
 
 All in one process and one run. `fit`: the layer-5 machines (12,544 features) against scikit-learn's OneVsRestClassifier(SVC(kernel="rbf"))
 on the same features. `growth`: ours alone, up to --most training images. `attack`: gradients of DNR's scores a second, against an
@@ -93,13 +93,13 @@ def fitting(network: nn.Module, train: data.ImageSet, test: data.ImageSet, count
     print(f"\nRatio {other / own:.0f}; same decisions {same_share:.2f} %, decision values at most {apart:.1e} apart.", flush=True)
 
 
-def growth(network: nn.Module, train: data.ImageSet, most: int) -> None:
+def growth(network: nn.Module, train: data.ImageSet, least: int, most: int) -> None:
     """Ours alone, as images are added."""
     print("\n### As images are added: 12,544 features\n")
     print("| training images | seconds to fit | support vectors | GiB at most so far |\n|---|---|---|---|")
     for count in (1000, 2000, 4000, 8000, 16000, 30000):
-        if count > min(most, len(train)):
-            break
+        if not least <= count <= min(most, len(train)):
+            continue
         some = train.take(count, 0)
         features = layer_5(network, some.images)
         seconds, fitted = timed(partial(fit_rbf_svm, features, some.labels, 10, C=C, gamma=GAMMA))
@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument(
         "--machines", type=int, default=10, help="of scikit-learn's ten, how many are timed; it is one machine after the other"
     )
+    parser.add_argument("--least", type=int, default=1000, help="training images that growth begins with")
     parser.add_argument("--most", type=int, default=8000)
     parser.add_argument("--network", type=Path, help="file to keep the trained network in")
     parser.add_argument("--keep", type=Path, help="file to keep the images of the attack in, for benchmarks/rejection_secml.py")
@@ -212,7 +213,7 @@ def main() -> None:
     print(f"{name}, {torch.get_num_threads()} threads", flush=True)
     parts: dict[str, Callable[[], None]] = {
         "fit": lambda: fitting(network, train, test, given.images, given.machines),
-        "growth": lambda: growth(network, train, given.most),
+        "growth": lambda: growth(network, train, given.least, given.most),
         "attack": lambda: attacking(network, train, test, given.images, given.keep),
         "growing-attack": lambda: growing_attack(network, train, test, given.most),
     }

@@ -35,12 +35,12 @@ def radius(sigma: float) -> int:
 def theirs_gaussian(images: Tensor, sigma: float) -> Tensor:
     """kornia's, with the same kernel and border."""
     size = 2 * radius(sigma) + 1
-    return kornia.filters.gaussian_blur2d(images, (size, size), (sigma, sigma), border_type="reflect", separable=True)
+    return torch.as_tensor(kornia.filters.gaussian_blur2d(images, (size, size), (sigma, sigma), border_type="reflect", separable=True))
 
 
 def theirs_median(images: Tensor, size: int) -> Tensor:
     """kornia's, which pads with zeros: only the inside is comparable."""
-    return kornia.filters.median_blur(images, (size, size))
+    return torch.as_tensor(kornia.filters.median_blur(images, (size, size)))
 
 
 FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], int]] = {

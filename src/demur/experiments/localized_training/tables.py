@@ -186,7 +186,7 @@ class Sheets:
             )
             whole = [int((one.attacked[eps, AROUND].tensors["altered"] == 0).sum()) for one in self.networks]
             if any(whole):
-                note += f" In {max(whole)} of all photographs the box is the whole picture as the network sees it: nothing there may be attacked."
+                note += f" In {max(whole)} of all photographs the box is the whole picture that the network sees: nothing may be attacked."
             tables.append(Table(f"Photographs attacked around the object, eps {_written(eps)} (Table 2)", rows, note))
         return tables
 
