@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _listed(value: object) -> object:
@@ -27,3 +27,18 @@ INCREASING = AfterValidator(_increase)
 
 Shares = Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], INCREASING]
 """Shares below 1 that increase."""
+
+
+class StrongestProfile(BaseModel):
+    """How hard the strongest attacker tries, and on how many images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    images: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    targets: int = Field(ge=1)
+    queries: int = Field(ge=1)
+
+    @property
+    def passes(self) -> int:
+        """About how many passes over its images the ensemble makes."""
+        return self.steps * (4 + self.targets) + self.queries

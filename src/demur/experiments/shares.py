@@ -52,6 +52,12 @@ def front(found: Mapping[str, Mapping[str, Sequence[Rates]]], note: str) -> Tabl
     return Table(FRONT, rows, note)
 
 
+def written(eps: float) -> str:
+    """An eps of Linf as the field writes it: 8/255, or .3 as it is."""
+    levels = round(255 * eps, 6)
+    return f"{levels:g}/255" if levels == int(levels) and levels < 64 else f"{eps:g}"
+
+
 def mean(found: Sequence[Rates], column: str) -> float:
     """Mean share in % of an outcome over the splits."""
     return 100 * fmean(OUTCOMES[column](one) / one.n for one in found)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from demur.experiments.fields import INCREASING, Names
+from demur.experiments.fields import INCREASING, Names, StrongestProfile
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _Count = Field(ge=1)
@@ -47,16 +47,6 @@ class AttackProfile(BaseModel):
         if values[0] != 0:
             raise ValueError("must increase from 0")
         return values
-
-
-class StrongestProfile(BaseModel):
-    """How hard the strongest attacker tries."""
-
-    model_config = _STRICT
-    images: int = _Count
-    steps: int = _Count
-    targets: int = _Count
-    queries: int = _Count
 
 
 class PhotographsProfile(BaseModel):

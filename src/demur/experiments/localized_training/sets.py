@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,7 @@ def work(profile: Profile, part: Part[SetProfile]) -> float:
     settings, attack = part.settings, profile.attack
     trained = settings.steps * settings.batch_size * (3 + 2 * 0.7 * settings.attack_steps)
     passes = attack.steps * (len(settings.boxes) * attack.calibration_images + 3 * (4 + 2 * len(attack.curve)) * attack.images)
-    return trained + 0.7 * passes + 6 * _strongest_work(profile)
+    return trained + 0.7 * passes + 6 * 0.7 * profile.strongest.images * profile.strongest.passes
 
 
 def new_network(settings: SetProfile, images: ImageSet, seed: int) -> nn.Module:
@@ -142,10 +143,12 @@ def _resumed(network: nn.Module, ended: Path) -> int:
     """The stage that a training that was stopped goes on with, its network loaded; 0 where there is none, or its file is broken."""
     try:
         saved = torch.load(ended, weights_only=True, map_location="cpu")
-        network.load_state_dict(saved["network"])
-        return int(saved["stage"])
+        stage, state = int(saved["stage"]), saved["network"]
+        deepcopy(network).load_state_dict(state)  # what does not fit must not leave half of itself
     except Exception:  # a broken file makes the restricted unpickler raise whatever its rubbish leads to
         return 0
+    network.load_state_dict(state)
+    return stage
 
 
 def _stages(settings: SetProfile, kind: str, count: int, seed: int) -> Iterator[tuple[float, Tensor, int]]:
@@ -284,7 +287,12 @@ def _strongest_cell(profile: Profile, part: Part[SetProfile], model: Model, regi
         return _passes(result), {"outcomes": outcomes(model.classifier, result.attempts, images.labels)}
 
     config = _config("localized strongest", part, model, region, box, images, strongest.model_dump(), run)
-    return run.cell(f"{settings.name}: the strongest on {model.name}, {region}", config, compute, _strongest_work(profile))
+    return run.cell(
+        f"{settings.name}: the strongest on {model.name}, {region}",
+        config,
+        compute,
+        0.7 * profile.strongest.images * profile.strongest.passes,
+    )
 
 
 def _curve_cell(profile: Profile, part: Part[SetProfile], model: Model, region: str, box: int, attacked: ImageSet, run: Run) -> Cell:
@@ -323,11 +331,6 @@ def _config(
 
 def _attack_config(profile: Profile) -> dict[str, Any]:
     return profile.attack.model_dump(include={"steps", "step_share"})
-
-
-def _strongest_work(profile: Profile) -> float:
-    strongest = profile.strongest
-    return 0.7 * strongest.images * (strongest.steps * (4 + strongest.targets) + strongest.queries)
 
 
 def _passes(result: AttackResult) -> dict[str, int]:

@@ -26,7 +26,7 @@ from demur.experiments.localized_training.sets import (
     SetFound,
 )
 from demur.experiments.results import Curve, Figure, Table
-from demur.experiments.shares import ATTACKED_BY, UNKNOWN, Printed, front, series, share
+from demur.experiments.shares import ATTACKED_BY, UNKNOWN, Printed, front, series, share, written
 from demur.networks import CLASSES
 
 INPUTS = ("natural images", "standard attack", "background attack")
@@ -81,7 +81,7 @@ class Sheets:
                     lines |= {aware: one.pgd[model, region].tensors["outcomes"], strongest: worst_of(one, model, region)}
                     where = "around the box" if region == AROUND else region
                     found[f"{one.part.settings.name}: {model} model, attacked {where}"] = {who: [rates(own)] for who, own in lines.items()}
-        eps = ", ".join(f"{_written(one.part.settings.eps)} on {one.part.settings.name}" for one in self.found)
+        eps = ", ".join(f"{written(one.part.settings.eps)} on {one.part.settings.name}" for one in self.found)
         return front(found, f"Linf, eps {eps}. Who knows the defence: the paper's attack.")
 
     def _losses(self) -> Table:
@@ -99,7 +99,7 @@ class Sheets:
             "set. The paper prints its losses on natural images a thousand (MNIST) and a hundred (CIFAR-10) times as large. "
         )
         note += " ".join(
-            f"{one.part.settings.name}: eps {_written(one.part.settings.eps)}, {one.part.settings.steps:,} training steps of "
+            f"{one.part.settings.name}: eps {written(one.part.settings.eps)}, {one.part.settings.steps:,} training steps of "
             f"{one.part.settings.batch_size} images, attacked in {one.part.settings.attack_steps} steps, box {one.box}x{one.box}."
             for one in self.found
         )
@@ -181,13 +181,13 @@ class Sheets:
                 cell = None if network is None else network.attacked[eps, AROUND]
                 rows += self._listed(PAPER_NETWORK if network is None else network.name, cell, paper_at=2 if number == 0 else None)
             note = (
-                f"Attacked outside the objects' boxes, eps {_written(eps)} in {self._settings.steps} steps; every figure is of the "
+                f"Attacked outside the objects' boxes, eps {written(eps)} in {self._settings.steps} steps; every figure is of the "
                 "picture rounded to 8 bits. Altered: pixels that differ. The paper does not give its eps."
             )
             whole = [int((one.attacked[eps, AROUND].tensors["altered"] == 0).sum()) for one in self.networks]
             if any(whole):
                 note += f" In {max(whole)} of all photographs the box is the whole picture that the network sees: nothing may be attacked."
-            tables.append(Table(f"Photographs attacked around the object, eps {_written(eps)} (Table 2)", rows, note))
+            tables.append(Table(f"Photographs attacked around the object, eps {written(eps)} (Table 2)", rows, note))
         return tables
 
     def _listed(self, network: str, cell: Cell | None, paper_at: int | None) -> list[Figure]:
@@ -234,7 +234,7 @@ class Sheets:
         rows = []
         for network in self.networks:
             cells = {("as they are", ""): network.clean}
-            cells |= {(region, f"eps {_written(eps)}"): cell for (eps, region), cell in network.attacked.items()}
+            cells |= {(region, f"eps {written(eps)}"): cell for (eps, region), cell in network.attacked.items()}
             for (region, eps), cell in cells.items():
                 row = f"{region}, {eps}" if eps else region
                 count = len(cell.tensors["rank"])
@@ -307,7 +307,7 @@ class Sheets:
             clean = 100 * float((before["rank"] == 0).double().mean())
             sentences.append(
                 f"{network.name} on {len(before['rank'])} photographs: {clean:.0f} % correct; attacked around the object within "
-                f"{_written(eps)}, {first[AROUND]:.0f} %, and on as many random pixels {first[RANDOM]:.0f} %."
+                f"{written(eps)}, {first[AROUND]:.0f} %, and on as many random pixels {first[RANDOM]:.0f} %."
             )
         return sentences
 
@@ -378,9 +378,3 @@ def _paper_averages(paper: Mapping[str, tuple[float, float, float, str]], at: in
     altered = 0.0 if at == 0 else fmean(entry[1] for entry in paper.values())
     confidence = fmean(float(entry[0] if at == 0 else entry[2]) for entry in paper.values())
     return {"altered": altered, **dict.fromkeys(("correct", "top 5", "top 10"), hits), "confidence": confidence}
-
-
-def _written(eps: float) -> str:
-    """As the field writes it: 8/255, or .3 as it is."""
-    levels = round(255 * eps, 6)
-    return f"{levels:g}/255" if levels == int(levels) and levels < 64 else f"{eps:g}"

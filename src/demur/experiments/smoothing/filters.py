@@ -78,7 +78,7 @@ def work(profile: Profile, part: Part[SetProfile]) -> float:
     """Units of work, about one image trained on once."""
     count = len(filters(part.settings))
     attacked = profile.attack.images * (0.7 * profile.attack.steps * 3 + 20)
-    return count * (len(part.train) * part.settings.epochs + attacked + _strongest_work(profile))
+    return count * (len(part.train) * part.settings.epochs + attacked + 0.7 * profile.strongest.images * profile.strongest.passes)
 
 
 def filters(settings: SetProfile) -> dict[str, tuple[str, float]]:
@@ -193,7 +193,9 @@ def _strongest_cell(profile: Profile, part: Part[SetProfile], model: Model, imag
         return passes(result), {"outcomes": outcomes(model.whole, result.attempts, few.labels)}
 
     config = _config("smoothed strongest", model, few, {**strongest.model_dump(), "eps": eps}, run)
-    return run.cell(f"{part.settings.name}: the strongest, {model.name}", config, compute, _strongest_work(profile))
+    return run.cell(
+        f"{part.settings.name}: the strongest, {model.name}", config, compute, 0.7 * profile.strongest.images * profile.strongest.passes
+    )
 
 
 def other_classes(images: ImageSet, seed: int) -> Tensor:
@@ -219,8 +221,3 @@ def broken_alone(found: SetFound, model: str, attacker: str) -> int:
 
 def _config(cell: str, model: Model, images: ImageSet, settings: Mapping[str, Any], run: Run) -> dict[str, Any]:
     return {"cell": cell, "model": model.key, "data": images.fingerprint, "settings": dict(settings), "seed": run.seed}
-
-
-def _strongest_work(profile: Profile) -> float:
-    strongest = profile.strongest
-    return 0.7 * strongest.images * (strongest.steps * (4 + strongest.targets) + strongest.queries)

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from demur.experiments.fields import INCREASING, Names
+from demur.experiments.fields import INCREASING, Names, StrongestProfile
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _Count = Field(ge=1)
@@ -43,16 +43,6 @@ class AttackProfile(BaseModel):
     step_size: float = Field(0.1, gt=0, allow_inf_nan=False)
     targeted_steps: int = Field(1000, ge=1)
     steps: int = _Count
-
-
-class StrongestProfile(BaseModel):
-    """How hard the strongest attacker tries."""
-
-    model_config = _STRICT
-    images: int = _Count
-    steps: int = _Count
-    targets: int = _Count
-    queries: int = _Count
 
 
 class PhotographsProfile(BaseModel):

@@ -12,7 +12,7 @@ from demur.evaluation import rates
 from demur.experiments.album import Album
 from demur.experiments.cells import blind
 from demur.experiments.results import Curve, Figure, Table
-from demur.experiments.shares import ATTACKED_BY, front, series, share
+from demur.experiments.shares import ATTACKED_BY, front, series, share, written
 from demur.experiments.smoothing.filters import BOX, IDENTITY, IGNORES, NONE, THROUGH, SetFound, broken_alone
 from demur.experiments.smoothing.photographs import NetworkFound
 from demur.experiments.smoothing.profile import Profile
@@ -46,7 +46,7 @@ class Sheets:
                 lines = {nobody: one.clean[model].tensors["outcomes"], unaware: _ignoring(one, model)}
                 lines |= {aware: one.attackers[model, THROUGH].tensors["outcomes"], strongest: one.worst(model)}
                 found[f"{one.part.settings.name}: {model}"] = {who: [rates(own)] for who, own in lines.items()}
-        eps = ", ".join(f"{_written(one.part.settings.eps)} on {one.part.settings.name}" for one in self.found)
+        eps = ", ".join(f"{written(one.part.settings.eps)} on {one.part.settings.name}" for one in self.found)
         return front(found, f"Linf, eps {eps}. Who does not know the defence ignores the filter; who knows it goes through it.")
 
     def _rankings(self) -> Table:
@@ -73,7 +73,7 @@ class Sheets:
                 strong = rates(one.worst(model))
                 rows.append(share(model, "robust accuracy", [(strong.correct, strong.n)], group=name))
                 rows.append(Figure(model, "its rank ", name, measured=by_robust[model]))
-        eps = ", ".join(f"{_written(one.part.settings.eps)} on {one.part.settings.name}" for one in self.found)
+        eps = ", ".join(f"{written(one.part.settings.eps)} on {one.part.settings.name}" for one in self.found)
         attack = self.profile.attack
         note = (
             f"The paper's attack goes towards a random other class in steps of {attack.step_size:g}, {attack.targeted_steps:,} at most, on "
@@ -156,7 +156,7 @@ class Sheets:
         note = (
             f"Correct answers of {settings.network}, tuned for {settings.epochs} epochs to small images enlarged to {settings.size} "
             f"pixels, on "
-            f"{settings.images} test images; attacked within {_written(settings.eps)} in Linf by who has only the public network, away "
+            f"{settings.images} test images; attacked within {written(settings.eps)} in Linf by who has only the public network, away "
             f"from what that calls "
             "the image, and by who has the tuned one. Batch statistics follow the new images also where only the last layer is trained."
         )
@@ -175,7 +175,7 @@ class Sheets:
                 series("the worst of all attackers", [rates(one.worst(name)) for name in names]),
                 series("ignores the filter", [rates(_ignoring(one, name)) for name in names]),
             ]
-            note = f"eps {_written(one.part.settings.eps)} in Linf. A sigma of 0 is no filter."
+            note = f"eps {written(one.part.settings.eps)} in Linf. A sigma of 0 is no filter."
             drawn.append(Curve(f"{one.part.settings.name}: outcomes against the Gaussian's width", "sigma (pixels)", sigmas, lines, note))
         return drawn
 
@@ -188,7 +188,7 @@ class Sheets:
             sentences.append(
                 f"{name}: the paper's product is largest for {best} ({products[best]:.2f}; without a filter {products[NONE]:.2f}); "
                 f"robust accuracy at "
-                f"{_written(one.part.settings.eps)} is largest for {strong} ({kept[strong]:.1f} %; without a filter {kept[NONE]:.1f} %)."
+                f"{written(one.part.settings.eps)} is largest for {strong} ({kept[strong]:.1f} %; without a filter {kept[NONE]:.1f} %)."
             )
             smooth = [model for model in one.models if model != NONE]
             ignoring = fmean(100 * rates(one.attackers[model, IGNORES].tensors["outcomes"]).accuracy for model in smooth)
@@ -291,8 +291,3 @@ def _verdict(knowing: float, without: float) -> str:
         if knowing < 50
         else "Smoothing hardly changes what such an attacker can do."
     )
-
-
-def _written(eps: float) -> str:
-    levels = round(255 * eps, 6)
-    return f"{levels:g}/255" if levels == int(levels) and levels < 64 else f"{eps:g}"
