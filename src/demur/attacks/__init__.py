@@ -7,7 +7,7 @@ from demur.attacks.driver import AttackResult, Problem, drive
 from demur.attacks.fast_gradient import fg, fgs
 from demur.attacks.features import density, likeness
 from demur.attacks.frozen import widened
-from demur.attacks.goals import AnyError, Evade, ForceReject, Goal, Target
+from demur.attacks.goals import NEVER, AnyError, Evade, ForceReject, Goal, Target
 from demur.attacks.minimum_norm import ddn, fmn, sigma_zero
 from demur.attacks.noise import noise
 from demur.attacks.normalized_gradient import normalized_gradient
@@ -20,6 +20,7 @@ from demur.attacks.transfer import transfer
 from demur.attacks.wrapping import StraightThrough, expectation
 
 __all__ = [
+    "NEVER",
     "AnyError",
     "AttackResult",
     "Evade",

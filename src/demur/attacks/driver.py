@@ -25,7 +25,7 @@ from torch import Tensor
 from demur import seeds
 from demur.attacks.checks import check_answers, check_bonus, check_counts, check_eps, check_request, warn_if_blind
 from demur.attacks.frozen import channels_last, frozen
-from demur.attacks.goals import Goal
+from demur.attacks.goals import NEVER, Goal
 from demur.attacks.norms import Ball, ball_of, per_image
 from demur.attacks.regions import check_region
 from demur.classifier import Classifier, check_images, device_of
@@ -326,7 +326,8 @@ def drive(
                     progress.advance(len(rows))
             # The clean image is always allowed: an attacker who found nothing better still has it.
             attempts = book.attempts.clone()
-            for rows in [] if book.smallest else _batches(~book.found, batch_size):
+            endless = book.smallest or goal.confidence >= NEVER  # nothing is to be found on the clean image
+            for rows in [] if endless else _batches(~book.found, batch_size):
                 clean = problem(rows, 0)
                 clean.evaluate(clean.images)
             book.attempts = torch.where(per_image(book.found, attempts), book.attempts, attempts)

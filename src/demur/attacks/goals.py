@@ -15,6 +15,8 @@ from torch import Tensor
 from demur.errors import DemurError, unknown
 
 Measure = Literal["margin", "cross_entropy", "hinge"]
+NEVER = 1e9
+"""A confidence that no attack reaches: it then goes on to the largest loss, and does not stop where the answer first turns."""
 
 
 class Bonus(Protocol):

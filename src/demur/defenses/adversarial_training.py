@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from demur import seeds
-from demur.attacks import AnyError, AttackResult, Goal
+from demur.attacks import NEVER, AnyError, AttackResult, Goal
 from demur.attacks.regions import check_region
 from demur.classifier import Classifier, Outcome, check_labels, outcomes
 from demur.data import as_floats
@@ -19,9 +19,6 @@ from demur.progress import Silent, reporting
 
 Region = Tensor | Callable[[Tensor, Tensor], Tensor]
 """A region for all images, or what makes one of a batch: (images, labels) -> (n, 1, H, W)."""
-
-NEVER = 1e9
-"""A confidence that no attack reaches: it then goes on to the largest loss, and does not stop where the answer first turns."""
 
 
 class AdversarialTraining(Classifier):

@@ -18,6 +18,8 @@ from demur.networks import Epoch, fit
 CHUNK = 1 << 22
 """Pixels that the median sorts at a time: it needs some size^2 times as much memory."""
 
+BLOCK = 48
+"""Lines that a Gaussian blurs at a time."""
 
 LARGEST = 15
 """Side of a median's window: a byte says which of its pixels the median is."""
@@ -35,7 +37,35 @@ def gaussian_smoothing(images: Tensor, sigma: float) -> Tensor:
     radius = math.ceil(3 * sigma)
     _check_reach(images, radius, f"a Gaussian of sigma {sigma:g}")
     rows, columns = (_blurring(size, sigma, radius, images) for size in images.shape[-2:])
-    return torch.as_tensor(rows @ images @ columns.T)
+    with torch.autocast(images.device.type, enabled=False):  # the images' own precision is worth more than a little time
+        return torch.as_tensor(_Blur.apply(images, rows, columns, radius))
+
+
+class _Blur(torch.autograd.Function):
+    """Rows and columns of images times the matrices of their blurs, which are 0 but near the diagonal: only that band is multiplied."""
+
+    @staticmethod
+    def forward(context: Any, images: Tensor, rows: Tensor, columns: Tensor, radius: int) -> Tensor:
+        """(N, C, H, W), (H, H), (W, W) to (N, C, H, W)."""
+        context.save_for_backward(rows, columns)
+        context.radius = radius
+        height, width = images.shape[-2:]
+        if max(height, width) <= BLOCK:
+            return rows @ images @ columns.T
+        blurred = torch.empty_like(images, memory_format=torch.contiguous_format)
+        for first in range(0, height, BLOCK):
+            last, near, far = min(first + BLOCK, height), max(0, first - radius), min(height, first + BLOCK + radius)
+            both = rows[first:last, near:far] @ images[..., near:far, :]
+            for start in range(0, width, BLOCK):
+                end, left, right = min(start + BLOCK, width), max(0, start - radius), min(width, start + BLOCK + radius)
+                blurred[..., first:last, start:end] = both[..., left:right] @ columns[start:end, left:right].T
+        return blurred
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        """The blur of the gradient by the transposed matrices."""
+        rows, columns = context.saved_tensors
+        return torch.as_tensor(_Blur.apply(gradient, rows.T, columns.T, context.radius)), None, None, None
 
 
 def _blurring(size: int, sigma: float, radius: int, like: Tensor) -> Tensor:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from demur import attacks, seeds
-from demur.attacks import AnyError, AttackResult, regions
+from demur.attacks import NEVER, AnyError, AttackResult, regions
 from demur.classifier import Classifier, Outcome, outcomes
 from demur.data import ImageSet, as_floats
 from demur.defenses import AdversarialTraining
-from demur.defenses.adversarial_training import NEVER
 from demur.evaluation import Cell
 from demur.evaluation.ledger import Computed
 from demur.experiments.cells import Run

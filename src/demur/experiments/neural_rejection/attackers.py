@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from demur import attacks, seeds
-from demur.attacks import AttackResult, Evade, ForceReject
+from demur.attacks import NEVER, AttackResult, Evade, ForceReject
 from demur.attacks.strongest import WIDER
 from demur.classifier import REJECT, Classifier, Outcome, outcomes
 from demur.data import ImageSet, as_floats
-from demur.defenses.adversarial_training import NEVER
 from demur.defenses.neural_rejection import Taps
 from demur.evaluation import Cell, shifted
 from demur.evaluation.ledger import Computed

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from demur import attacks, seeds
-from demur.attacks import AnyError, Evade, regions
+from demur.attacks import NEVER, AnyError, Evade, regions
 from demur.classifier import Classifier, Outcome, outcomes
 from demur.data import ImageSet, as_floats, embedded_backgrounds
 from demur.defenses import AdversarialTraining, DeepNeuralRejection, GaussianSmoothing, LocalizedAdversarialTraining
-from demur.defenses.adversarial_training import NEVER
 from demur.errors import DemurError
 from demur.evaluation import Cell, rates
 from demur.evaluation.ledger import Computed
