@@ -9,7 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import models as architectures
 
-from demur import DemurError, Outcome
+from command import check_interruption, check_refusal
+from demur import Outcome
 from demur.evaluation import Ledger
 from demur.experiments import album, run
 from demur.experiments.cells import Run
@@ -146,20 +147,7 @@ def read_box(folder):
 
 def test_an_interrupted_run_ends_with_the_same_figures(profile, root, folder, tmp_path, monkeypatch):
     """R10."""
-    whole, count = sets._pgd_cell, [0]
-
-    def interrupt(*given):
-        count[0] += 1
-        if count[0] == 3:
-            raise KeyboardInterrupt
-        return whole(*given)
-
-    monkeypatch.setattr(sets, "_pgd_cell", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run("localized-training", profile, data_root=root, out=tmp_path / "again")
-    monkeypatch.setattr(sets, "_pgd_cell", whole)
-    again = read(run("localized-training", profile, data_root=root, out=tmp_path / "again"))
-    assert again.tables == read(folder).tables and again.curves == read(folder).curves
+    check_interruption("localized-training", profile, root, folder, tmp_path / "again", monkeypatch, sets, "_pgd_cell")
 
 
 def test_no_attack_breaks_an_image_that_the_worst_case_does_not_count(profile, root):
@@ -230,10 +218,7 @@ def test_the_stages_of_a_training_come_to_the_steps_that_were_asked_for(profile,
     ],
 )
 def test_profiles_that_make_no_sense_are_refused(tmp_path, changed, said):
-    (tmp_path / "wrong.toml").write_text(TINY.replace(*changed))
-    with pytest.raises(DemurError, match=said):
-        run("localized-training", str(tmp_path / "wrong.toml"), out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    check_refusal("localized-training", TINY.replace(*changed), said, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["demo", "desk", "paper"])

@@ -9,7 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import models as architectures
 
-from demur import Classifier, DemurError, Outcome, outcomes
+from command import check_interruption, check_refusal
+from demur import Classifier, Outcome, outcomes
 from demur.experiments import run
 from demur.experiments.results import read, read_gallery
 from demur.experiments.runner import load_profile
@@ -175,10 +176,7 @@ def test_the_targets_are_other_classes_drawn_by_image():
     ],
 )
 def test_profiles_that_make_no_sense_are_refused(tmp_path, changed, said):
-    (tmp_path / "wrong.toml").write_text(TINY.replace(*changed))
-    with pytest.raises(DemurError, match=said):
-        run("smoothing", str(tmp_path / "wrong.toml"), out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    check_refusal("smoothing", TINY.replace(*changed), said, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["demo", "desk", "paper"])
@@ -188,20 +186,7 @@ def test_the_profiles_that_come_along_fit(name):
 
 def test_an_interrupted_run_ends_with_the_same_figures(profile, root, folder, tmp_path, monkeypatch):
     """R10."""
-    whole, count = filters._targeted_cell, [0]
-
-    def interrupt(*given):
-        count[0] += 1
-        if count[0] == 3:
-            raise KeyboardInterrupt
-        return whole(*given)
-
-    monkeypatch.setattr(filters, "_targeted_cell", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run("smoothing", profile, data_root=root, out=tmp_path / "again")
-    monkeypatch.setattr(filters, "_targeted_cell", whole)
-    again = read(run("smoothing", profile, data_root=root, out=tmp_path / "again"))
-    assert again.tables == read(folder).tables and again.curves == read(folder).curves
+    check_interruption("smoothing", profile, root, folder, tmp_path / "again", monkeypatch, filters, "_targeted_cell")
 
 
 def test_defences_nest():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from demur import REJECT, Classifier, DemurError, Outcome
+from command import check_refusal
+from demur import REJECT, Classifier, DemurError
 from demur.experiments import run
 from demur.experiments.results import read, read_gallery
 from demur.experiments.runner import EXPERIMENTS, load_profile
@@ -114,7 +115,4 @@ def test_the_profiles_that_come_along_fit(name):
 
 
 def test_a_box_that_does_not_fit_is_refused(tmp_path):
-    (tmp_path / "wrong.toml").write_text(TINY.replace("box = 12", "box = 40"))
-    with pytest.raises(DemurError, match="a box of 40 pixels"):
-        run("together", str(tmp_path / "wrong.toml"), out=tmp_path / "out")
-    assert int(Outcome.WRONG) == 2
+    check_refusal("together", TINY.replace("box = 12", "box = 40"), "a box of 40 pixels", tmp_path)

@@ -3,31 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from demur import data
 from demur.data import ImageSet, Photo, fitted, read_photos
+from demur.experiments.fields import PhotographsProfile
 from demur.files import digest, file_digest
 from demur.networks import CLASSES, Detector, imagenet_network, weights
-
-
-class Wanted(Protocol):
-    """What a profile says of photographs."""
-
-    @property
-    def folder(self) -> str:
-        """Under the data root."""
-
-    @property
-    def networks(self) -> Sequence[str]:
-        """Names of networks."""
-
-    @property
-    def images(self) -> int:
-        """How many."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +33,7 @@ class Album:
         return f"{len(self.photos)} photographs for {', '.join(self.networks)}"
 
 
-def gather(wanted: Wanted | None, data_root: Path | None) -> Album | None:
+def gather(wanted: PhotographsProfile | None, data_root: Path | None) -> Album | None:
     """Find the photographs and the networks under the data root; None where the profile wants none, or either is missing."""
     if wanted is None:
         return None
@@ -68,7 +52,7 @@ def gather(wanted: Wanted | None, data_root: Path | None) -> Album | None:
     return Album(_boxed(enough, data_root), networks, tuple(notes)) if enough else None
 
 
-def without_album(wanted: Wanted | None) -> list[str]:
+def without_album(wanted: PhotographsProfile | None) -> list[str]:
     """Say that there are no photographs, where a profile wants some."""
     return ["no photographs: there is no such folder under the data root, or no weights of a network"] if wanted else []
 

@@ -42,3 +42,12 @@ class StrongestProfile(BaseModel):
     def passes(self) -> int:
         """About how many passes over its images the ensemble makes."""
         return self.steps * (4 + self.targets) + self.queries
+
+
+class PhotographsProfile(BaseModel):
+    """Which photographs, and which networks for ImageNet."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    folder: str = "imagenet/photos"
+    networks: Names = Field(min_length=1)
+    images: int = Field(ge=1)

@@ -16,7 +16,7 @@ from demur.evaluation import Cell
 from demur.evaluation.ledger import Computed
 from demur.experiments.album import Album, at_size
 from demur.experiments.cells import Run
-from demur.experiments.localized_training.profile import PhotographsProfile
+from demur.experiments.localized_training.profile import AttackedPhotographs
 from demur.experiments.localized_training.sets import AROUND, EVERYWHERE, OBJECT, RANDOM, REGIONS, paper_attack
 from demur.files import file_digest
 from demur.networks import CLASSES, imagenet_network
@@ -34,7 +34,7 @@ class NetworkFound:
     attacked: dict[tuple[float, str], Cell]
 
 
-def carry_out_photographs(settings: PhotographsProfile, album: Album, run: Run) -> list[NetworkFound]:
+def carry_out_photographs(settings: AttackedPhotographs, album: Album, run: Run) -> list[NetworkFound]:
     """Attack every network at each eps around the objects, and at the largest eps also in the other regions."""
     found = []
     for name, path in album.networks.items():
@@ -51,7 +51,7 @@ def carry_out_photographs(settings: PhotographsProfile, album: Album, run: Run) 
     return found
 
 
-def work(settings: PhotographsProfile, album: Album) -> float:
+def work(settings: AttackedPhotographs, album: Album) -> float:
     """Units of work, about one image of a small data set trained on once: a network for photographs takes some 100 times as much."""
     return 100.0 * len(album.networks) * len(album.photos) * settings.steps * (len(settings.eps) + len(REGIONS) - 1)
 
@@ -86,7 +86,7 @@ def _clean_cell(about: Mapping[str, Any], classifier: Classifier, images: ImageS
 
 
 def _attacked_cell(
-    settings: PhotographsProfile,
+    settings: AttackedPhotographs,
     about: Mapping[str, Any],
     classifier: Classifier,
     images: ImageSet,

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from demur.experiments.fields import INCREASING, Names, StrongestProfile
+from demur.experiments.fields import INCREASING, Names, PhotographsProfile, StrongestProfile
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _Count = Field(ge=1)
@@ -49,13 +49,9 @@ class AttackProfile(BaseModel):
         return values
 
 
-class PhotographsProfile(BaseModel):
+class AttackedPhotographs(PhotographsProfile):
     """The attack on networks for ImageNet (sec. 3): which photographs and networks, and how far."""
 
-    model_config = _STRICT
-    folder: str = "imagenet/photos"
-    networks: Names = Field(min_length=1)
-    images: int = _Count
     listed: int = Field(9, ge=1)
     eps: Annotated[tuple[Annotated[float, _Linf], ...], INCREASING] = Field((2 / 255, 8 / 255), min_length=1)
     steps: int = _Count
@@ -68,7 +64,7 @@ class Profile(BaseModel):
     sets: tuple[SetProfile, ...] = Field(min_length=1)
     attack: AttackProfile
     strongest: StrongestProfile
-    photographs: PhotographsProfile | None = None
+    photographs: AttackedPhotographs | None = None
     gallery: int = Field(48, ge=0)
 
     @model_validator(mode="after")

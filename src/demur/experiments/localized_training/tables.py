@@ -12,7 +12,7 @@ from demur.evaluation import Cell, rates
 from demur.experiments.album import Album
 from demur.experiments.cells import blind
 from demur.experiments.localized_training.photographs import NetworkFound
-from demur.experiments.localized_training.profile import PhotographsProfile, Profile
+from demur.experiments.localized_training.profile import AttackedPhotographs, Profile
 from demur.experiments.localized_training.sets import (
     AROUND,
     BACKGROUND,
@@ -257,7 +257,7 @@ class Sheets:
         return [*first, *(one for one in self.networks if one.name != PAPER_NETWORK)]
 
     @property
-    def _settings(self) -> PhotographsProfile:
+    def _settings(self) -> AttackedPhotographs:
         assert self.profile.photographs is not None
         return self.profile.photographs
 

@@ -18,7 +18,7 @@ from demur.evaluation.ledger import Computed
 from demur.experiments.album import Album, at_size
 from demur.experiments.cells import Run
 from demur.experiments.smoothing.filters import others, passes
-from demur.experiments.smoothing.profile import PhotographsProfile
+from demur.experiments.smoothing.profile import TargetedPhotographs
 from demur.files import file_digest
 from demur.networks import CLASSES, ImageNetNetwork, imagenet_network
 
@@ -38,7 +38,7 @@ class NetworkFound:
     answers: dict[str, Cell]
 
 
-def carry_out_photographs(settings: PhotographsProfile, album: Album, run: Run) -> list[NetworkFound]:
+def carry_out_photographs(settings: TargetedPhotographs, album: Album, run: Run) -> list[NetworkFound]:
     """Attack every network towards random classes, the same for all, and show all pictures to all networks."""
     targets = _targets(album, run.seed)
     networks = {name: imagenet_network(name, path).to(run.device) for name, path in album.networks.items()}
@@ -52,7 +52,7 @@ def carry_out_photographs(settings: PhotographsProfile, album: Album, run: Run) 
     return found
 
 
-def work(settings: PhotographsProfile, album: Album) -> float:
+def work(settings: TargetedPhotographs, album: Album) -> float:
     """Units of work, about one image of a small data set trained on once; photographs are some hundred times as large."""
     return 100.0 * len(album.networks) * len(album.photos) * 30
 
@@ -64,7 +64,7 @@ def _targets(album: Album, seed: int) -> Tensor:
 
 
 def _attacked_cell(
-    settings: PhotographsProfile, about: Mapping[str, Any], network: ImageNetNetwork, images: ImageSet, targets: Tensor, run: Run
+    settings: TargetedPhotographs, about: Mapping[str, Any], network: ImageNetNetwork, images: ImageSet, targets: Tensor, run: Run
 ) -> Cell:
     """The targeted attack. found, distance, steps, targets (N,), confidence and before (N,) of the target, images (N, 3, H, W) as 8 bits
     store them, and stored: whether these still reach it.

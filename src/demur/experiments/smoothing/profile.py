@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from demur.experiments.fields import INCREASING, Names, StrongestProfile
+from demur.experiments.fields import INCREASING, Names, PhotographsProfile, StrongestProfile
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _Count = Field(ge=1)
@@ -45,13 +45,9 @@ class AttackProfile(BaseModel):
     steps: int = _Count
 
 
-class PhotographsProfile(BaseModel):
+class TargetedPhotographs(PhotographsProfile):
     """The targeted attack on networks for ImageNet."""
 
-    model_config = _STRICT
-    folder: str = "imagenet/photos"
-    networks: Names = Field(min_length=1)
-    images: int = _Count
     step_size: float = Field(0.1, gt=0, allow_inf_nan=False)
     steps: int = Field(1000, ge=1)
 
@@ -80,7 +76,7 @@ class Profile(BaseModel):
     sets: tuple[SetProfile, ...] = Field(min_length=1)
     attack: AttackProfile
     strongest: StrongestProfile
-    photographs: PhotographsProfile | None = None
+    photographs: TargetedPhotographs | None = None
     tuning: TuningProfile | None = None
     gallery: int = Field(48, ge=0)
 
