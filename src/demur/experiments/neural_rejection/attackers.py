@@ -25,8 +25,8 @@ from demur.experiments.neural_rejection.profile import Profile
 UNAWARE, PAPER, STRONGEST = "knows only the network", "the paper's", "the strongest"
 ATTACKERS = (UNAWARE, PAPER, STRONGEST)
 NOISE, HINGE, DENSE = "random noise", "hinge (sec. 2.5.2)", "margin and density"
-MATCHING, ENSEMBLE = "feature matching", "ensemble"
-COMPARED = (NOISE, HINGE, DENSE, MATCHING, ENSEMBLE)
+MATCHING, ENSEMBLE, DOUBLED = "feature matching", "ensemble", "the paper's, twice the steps"
+COMPARED = (DOUBLED, NOISE, HINGE, DENSE, MATCHING, ENSEMBLE)
 STRANGERS = 500
 DRAWS = 10
 KNOWN = 200  # images that a density is estimated from
@@ -159,6 +159,8 @@ def compared_cell(profile: Profile, model: Model, attack: str, images: ImageSet,
         }
         if attack == NOISE:
             result = attacks.noise(model.classifier, clean, labels, norm="l2", eps=settings.eps, restarts=DRAWS, seed=run.seed)
+        elif attack == DOUBLED:  # R11: if that finds much more, the paper's had not ended
+            result = descend(**double | {"steps": 2 * steps, "tolerance": profile.attack.tolerance})
         elif attack == HINGE:
             result = descend(goal=Evade("hinge"), **double)
         elif attack == ENSEMBLE:
@@ -184,6 +186,7 @@ def compared_cell(profile: Profile, model: Model, attack: str, images: ImageSet,
         return passes, {"outcomes": outcomes(model.classifier, result.attempts, labels), "distance": result.distance}
 
     descent = {"steps": steps, "step_size": profile.attack.step_size}
+    descent |= {"tolerance": profile.attack.tolerance} if attack == DOUBLED else {}
     how = settings.model_dump() if attack == ENSEMBLE else descent
     asked = {"attack": attack, "eps": settings.eps, "how": how, "known": known.fingerprint}
     config = _config("compared", model.key, images, asked, run)
