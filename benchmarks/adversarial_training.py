@@ -7,7 +7,8 @@ the same attack of ours, so that speed is not bought with weaker attacks: eps is
 steps. Each measurement is a process of its own, in turn. MNIST if the data root has it, else the embedded digits. The plain loop is
 float32 PyTorch as one writes it down: gradients of the images alone, the region a factor on the change, all in memory. ART (with --art; it
 comes with the `peers` extra) trains with AdversarialTrainer and ProjectedGradientDescentPyTorch, which is given the same region as a mask.
-Prints a table in Markdown.
+The last two lines are what no loop can beat on this machine: the attack's passes alone. Prints a table
+in Markdown.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from demur import Classifier, attacks, data
 from demur.attacks import regions
 from demur.data import as_floats
 from demur.defenses import LocalizedAdversarialTraining
+from demur.hardware import tuned
 from demur.networks import localized_network
 
 EPS, BOX, BATCH, RATE = 0.1, 12, 50, 5e-4
@@ -95,6 +97,8 @@ def art(network: nn.Module, images: Tensor, labels: Tensor, epochs: int, steps: 
 
 
 LOOPS = {"demur": ours, "plain float32": plain, "ART": art}
+BARE = {"passes alone, bfloat16": True, "passes alone, float32": False}
+"""What no loop can beat: forward and backward to the images, channels last, nothing else; whether in bfloat16."""
 
 
 def load(split: str, root: str | None) -> data.ImageSet:
@@ -103,13 +107,32 @@ def load(split: str, root: str | None) -> data.ImageSet:
     return data.load("mnist" if "mnist" in there else "digits", split, root)
 
 
+def bare(half: bool, network: nn.Module, images: Tensor, labels: Tensor, steps: int) -> float:
+    """Passes that an attack of that many steps needs, and nothing else; gives images times steps a second."""
+    network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    count = 0
+    with tuned():
+        start = time.perf_counter()
+        for first in range(0, len(images) - BATCH + 1, BATCH):
+            for _ in range(steps):
+                given = images[first : first + BATCH].contiguous(memory_format=torch.channels_last).requires_grad_()
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    scores = network(given)
+                torch.autograd.grad(nn.functional.cross_entropy(scores.float(), labels[first : first + BATCH]), given)
+                count += BATCH
+        return count / (time.perf_counter() - start)
+
+
 def measure(loop: str, root: str | None, count: int, epochs: int, steps: int, seed: int) -> dict[str, float]:
     """Train once in this process; give images times attack steps per second, and accuracy clean and attacked."""
     train, test = load("train", root), load("test", root)
     chosen = torch.arange(count) % len(train)
     images, labels = as_floats(train.images[chosen]), train.labels[chosen]
-    LOOPS[loop](localized_network(seed=seed), images[: 4 * BATCH], labels[: 4 * BATCH], 1, steps, seed)
     network = localized_network(seed=seed)
+    if loop in BARE:
+        bare(BARE[loop], network, images[: 4 * BATCH], labels, steps)
+        return {"rate": bare(BARE[loop], network, images, labels, steps)}
+    LOOPS[loop](localized_network(seed=seed), images[: 4 * BATCH], labels[: 4 * BATCH], 1, steps, seed)
     start = time.perf_counter()
     LOOPS[loop](network, images, labels, epochs, steps, seed)
     seconds = time.perf_counter() - start
@@ -145,22 +168,23 @@ def main() -> None:
         print(json.dumps(measure(loop, None if root == "None" else root, *map(int, numbers))))
         return
     root = str(Path(given.data_root).resolve()) if given.data_root else None
-    loops = [loop for loop in LOOPS if loop != "ART" or given.art]
+    loops = [loop for loop in [*LOOPS, *BARE] if loop != "ART" or given.art]
     runs: dict[str, list[dict[str, float]]] = {loop: [] for loop in loops}
     for seed in range(given.rounds):
         for loop in loops:
             runs[loop].append(in_a_process(loop, root, given.images, given.epochs, given.steps, seed))
     about = f"{given.images:,} images of {load('test', root).name}, {given.epochs} epochs, {given.steps} attack steps"
     print(f"{about}, batches of {BATCH}, {given.rounds} rounds, {torch.get_num_threads()} threads\n")
-    print("| loop | images x attack steps / s (median) | ours over it (median, from, to) | clean accuracy % | attacked % (each round) |")
+    print(
+        "| loop | images x attack steps / s (median) | ours over it (median, from, to) | clean % (each round) | attacked % (each round) |"
+    )
     print("|---|---|---|---|---|")
     for loop in loops:
         ratios = sorted(mine["rate"] / other["rate"] for mine, other in zip(runs["demur"], runs[loop], strict=True))
         over = f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if loop != "demur" else ""
         rate = median(run["rate"] for run in runs[loop])
-        clean = sum(run["accuracy"] for run in runs[loop]) / len(runs[loop])
-        robust = ", ".join(f"{run['robust']:.1f}" for run in runs[loop])
-        print(f"| {loop} | {rate:,.0f} | {over} | {clean:.1f} | {robust} |")
+        clean, robust = (", ".join(f"{run[kind]:.1f}" for run in runs[loop] if kind in run) for kind in ("accuracy", "robust"))
+        print(f"| {loop} | {rate:,.0f} | {over} | {clean} | {robust} |")
 
 
 if __name__ == "__main__":
