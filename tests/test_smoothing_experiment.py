@@ -93,7 +93,7 @@ def test_a_run_ranks_the_filters_both_ways_and_says_whether_smoothing_defends(fo
     results = read(folder)
     ranked = figures(results, "Filters, ranked")
     names = ["no filter", "Gaussian, sigma 1", "Gaussian, sigma 1.5", "median, 3x3"]
-    for column, rank in (("accuracy x distance", "its rank"), ("robust accuracy", "its rank ")):
+    for column, rank in (("accuracy x distance", "rank by the product"), ("robust accuracy", "rank by robust accuracy")):
         values = {name: ranked["digits", name, column] for name in names}
         best = max(values, key=values.get)
         assert ranked["digits", best, rank] == 1 and all(1 <= ranked["digits", name, rank] <= 4 for name in names)

@@ -69,10 +69,12 @@ class Sheets:
                 rows.append(
                     Figure(model, "accuracy x distance", name, measured=products.get(model), note="" if distance else "no target reached")
                 )
-                rows.append(Figure(model, "its rank", name, measured=by_product.get(model), note="" if distance else "no target reached"))
+                rows.append(
+                    Figure(model, "rank by the product", name, measured=by_product.get(model), note="" if distance else "no target reached")
+                )
                 strong = rates(one.worst(model))
                 rows.append(share(model, "robust accuracy", [(strong.correct, strong.n)], group=name))
-                rows.append(Figure(model, "its rank ", name, measured=by_robust[model]))
+                rows.append(Figure(model, "rank by robust accuracy", name, measured=by_robust[model]))
         eps = ", ".join(f"{written(one.part.settings.eps)} on {one.part.settings.name}" for one in self.found)
         attack = self.profile.attack
         note = (
@@ -112,7 +114,7 @@ class Sheets:
             tensors = one.attacked.tensors
             found, count = tensors["found"], len(tensors["found"])
             rows.append(Figure(one.name, "layers", measured=float(one.layers)))
-            rows.append(Figure(one.name, "weights", unit="M", measured=one.weights / 1e6))
+            rows.append(Figure(one.name, "weights (millions)", measured=one.weights / 1e6))
             rows.append(share(one.name, "target reached", [(int(found.sum()), count)]))
             rows.append(share(one.name, "so on 8 bits", [(int(tensors["stored"].sum()), count)]))
             rows.append(Figure(one.name, "median steps", measured=float(tensors["steps"].double().median()), n=count))
@@ -192,11 +194,11 @@ class Sheets:
             )
             smooth = [model for model in one.models if model != NONE]
             ignoring = fmean(100 * rates(one.attackers[model, IGNORES].tensors["outcomes"]).accuracy for model in smooth)
-            knowing = fmean(kept[model] for model in smooth)
+            knowing, best = fmean(kept[model] for model in smooth), max(smooth, key=lambda model: kept[model])
             sentences.append(
                 f"{name}: against who ignores the filter the filtered networks keep {ignoring:.1f} % correct on average, against the "
-                f"worst of those who "
-                f"know it {knowing:.1f} %. {_verdict(knowing, kept[NONE])}"
+                f"worst of those who know it {knowing:.1f} %, the best of them ({best}) {kept[best]:.1f} %; without a filter "
+                f"{kept[NONE]:.1f} %. {_verdict(kept[best], kept[NONE])}"
             )
         if self.networks:
             common = reached_by_all(self.networks)
@@ -281,13 +283,10 @@ def _places(values: dict[str, float]) -> dict[str, float]:
     return {name: 1.0 + sum(other > value for other in values.values()) for name, value in values.items()}
 
 
-def _verdict(knowing: float, without: float) -> str:
-    if knowing < without - 10:
-        return "Smoothing makes such an attacker's work easier."
-    if knowing > without + 10:
-        return "Smoothing helps against an attacker who knows it, by these figures."
-    return (
-        "Smoothing is no defence against an attacker who knows it."
-        if knowing < 50
-        else "Smoothing hardly changes what such an attacker can do."
-    )
+def _verdict(best: float, without: float) -> str:
+    """Whether smoothing defends, by the best filter's robust accuracy and that without one, in %."""
+    if best < without + 10:
+        return "Smoothing is no defence against an attacker who knows it." if best < 50 else "Smoothing adds nothing to it."
+    if best < 50:
+        return "The best filter makes the attacker's work harder, and still gives way on most images."
+    return "Smoothing helps against an attacker who knows it, by these figures."
