@@ -1,11 +1,13 @@
 """All defences on the same images, the demo of everything, and pages of several runs."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
 
-from command import check_refusal
-from demur import REJECT, Classifier, DemurError
+from command import check_refusal, demur
+from demur import REJECT, Classifier, DemurError, experiments
 from demur.experiments import run
 from demur.experiments.results import read, read_gallery
 from demur.experiments.runner import EXPERIMENTS, load_profile
@@ -107,6 +109,22 @@ def test_what_cannot_be_compared_is_refused(folder, tmp_path):
 
 def test_every_experiment_has_the_front_table():
     assert set(EXPERIMENTS) == {"background-class", "localized-training", "neural-rejection", "smoothing", "together"}
+
+
+def test_the_demo_runs_every_experiment_and_writes_one_page(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def instead(experiment, profile, *, out, **_):
+        asked.append((experiment, profile))
+        return shutil.copytree(folder, out)
+
+    monkeypatch.setattr(experiments, "run", instead)
+    done = demur("demo", "--out", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    assert asked[0] == ("together", "demo") and {name for name, _ in asked} == set(EXPERIMENTS) and len(asked) == len(EXPERIMENTS)
+    assert "All defences together (1 of 5)" in done.stderr
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "Which defence keeps what" in page and all((tmp_path / "demo" / name / "report.html").exists() for name, _ in asked)
 
 
 @pytest.mark.parametrize("name", ["demo", "desk", "paper"])

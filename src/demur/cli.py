@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 
 from demur.errors import DemurError, DemurWarning
-from demur.progress import reporting
+from demur.progress import message, reporting
 
 if TYPE_CHECKING:
     from demur.experiments.results import Figure
@@ -81,7 +81,8 @@ def demo(out: Out = None, device: Device = "auto", seed: Seed = 0) -> None:
         raise DemurError(f"{place} is a file; --out needs a folder.")
     folders = []
     with _progress():
-        for experiment in sorted(EXPERIMENTS, key=lambda name: name != "together"):
+        for number, experiment in enumerate(sorted(EXPERIMENTS, key=lambda name: name != "together"), start=1):
+            message(f"{EXPERIMENTS[experiment].TITLE} ({number} of {len(EXPERIMENTS)})")
             folders.append(carry_out(experiment, "demo", out=place / experiment, device=device, seed=seed))
             render(folders[-1])
     _show_comparison(write_comparison(folders, place))

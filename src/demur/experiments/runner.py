@@ -125,7 +125,7 @@ def _faults(error: ValidationError, settings: type[BaseModel]) -> str:
             others.append(f"{place}: it is missing")
         else:
             said = fault["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
-            others.append(f"{place}: {said}")
+            others.append(f"{place}: {said}" if place else said)
     return "; ".join(dict.fromkeys([*unknown_keys, *others]))
 
 
