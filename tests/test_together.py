@@ -124,6 +124,7 @@ def test_the_demo_runs_every_experiment_and_writes_one_page(folder, tmp_path, mo
     assert asked[0] == ("together", "demo") and {name for name, _ in asked} == set(EXPERIMENTS) and len(asked) == len(EXPERIMENTS)
     assert "All defences together (1 of 5)" in done.stderr
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert page.index('<figure class="table">') < page.index('class="summary"')  # what it is for comes first
     assert "Which defence keeps what" in page and all((tmp_path / "demo" / name / "report.html").exists() for name, _ in asked)
 
 

@@ -46,6 +46,7 @@ def page(results: Results, gallery: Gallery | None) -> str:
     script = _asset("script.js")
     return _ENVIRONMENT.get_template("template.html").render(
         run=results,
+        comparison=results.experiment == COMPARISON,  # its tables come first: they are what it is for
         command=_command(results),
         tables=[_table(table) for table in results.tables],
         curves=[_curve(curve, f"curve{place}") for place, curve in enumerate(results.curves, start=1)],
