@@ -69,7 +69,11 @@ def test_the_command_writes_both_pictures_and_says_what_changed(root, tmp_path):
     done = demur("attack", root / "grey.png", "--network", "squeezenet1_0", "--target", target, "--data-root", root, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "grey-attacked.png").is_file() and (tmp_path / "grey-attacked-triple.png").is_file()
-    assert f"after, as grey-attacked.png has it: {CLASSES[target]}" in done.stdout and "grey, made three equal channels" in done.stdout
+    assert (
+        f"after, as grey-attacked.png has it: {CLASSES[target]}" in done.stdout
+        and "grey, made three equal channels" in done.stdout
+        and "the middle, 64x64 pixels" in done.stdout
+    )
 
 
 def test_one_line_says_what_is_wrong(root, tmp_path):

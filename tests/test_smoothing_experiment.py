@@ -167,7 +167,8 @@ def test_the_targets_are_other_classes_drawn_by_image():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (("median = [3]", "median = [4]"), "must be odd"),
+        (("median = [3]", "median = [4]"), r"profile [^ ]*: sets\.0\.median\.0: must be odd\.$"),
+        (("strongest =", "stronger ="), r": stronger: there is no such key \(did you mean 'strongest'\?\); strongest: it is missing\.$"),
         (("gaussian = [1.0, 1.5]", "gaussian = [0.0, 1.5]"), "greater than 0"),
         (("gaussian = [1.0, 1.5]", "gaussian = [1.0, 11.0]"), "sigma 11 reaches 33 pixels"),
         (("median = [3]", "median = [57]"), "15x15 at most"),

@@ -1,5 +1,6 @@
 """The command line: parses, calls, and prints. The only part of demur that talks to the terminal."""
 
+import os
 import sys
 import time
 import warnings
@@ -25,6 +26,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: what is there, whether it is sound, and how to get more.")
 app.add_typer(data_app, name="data")
 
+FILE_WIDTH = 240  # columns of a table that goes into a file or a pipe: nothing in it is broken in two
 out_console = Console()
 log_console = Console(stderr=True)
 
@@ -141,8 +143,9 @@ def attack(
     name, before, after = found.target
     lines = [
         f"{photo}: {found.photo.size[1]}x{found.photo.size[0]} pixels{f', {found.photo.converted}' if found.photo.converted else ''}",
-        f"before: {found.before[0]} ({found.before[1]:.1%}); {name} {before:.2g}",
-        f"after, as {place} has it: {answer} ({sure:.1%}); {name} {after:.2g}",
+        f"seen by {network} in its size: the middle, {stored.shape[2]}x{stored.shape[1]} pixels",
+        f"before: {found.before[0]} ({found.before[1]:.1%}); {name} ({before:.2%})",
+        f"after, as {place} has it: {answer} ({sure:.1%}); {name} ({after:.2%})",
         f"moved by {found.l2:.3f} in L2, no pixel by more than {255 * found.linf:.0f}/255, in {found.steps} steps",
         f"original, attacked, and the difference {AMPLIFIED} times: {triple}",
     ]
@@ -225,6 +228,8 @@ def main() -> None:
     # What libraries warn their callers of is not for the user of a command.
     warnings.filterwarnings("ignore", module=r"lightning(\..*)?|torch(\..*)?")
     warnings.filterwarnings("ignore", category=DemurWarning)  # a run's results say it of each cell
+    if not out_console.is_terminal and "COLUMNS" not in os.environ:
+        out_console.width = FILE_WIDTH
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # typer catches Ctrl-C itself, and gives this

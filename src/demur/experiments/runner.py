@@ -116,15 +116,19 @@ def load_profile(experiment: str, profile: str) -> Any:
 def _faults(error: ValidationError, settings: type[BaseModel]) -> str:
     """Say all that does not fit, unknown keys first: a misspelt one is also missing."""
     unknown_keys, others = [], []
-    for fault in error.errors(include_url=False):
-        place = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("tuple[", "str")))
+    faults = error.errors(include_url=False)
+    for fault in faults:
+        place = ".".join(str(part) for part in fault["loc"] if str(part) != "str" and not str(part).startswith("tuple["))
+        inside = any(other["loc"][: len(fault["loc"])] == fault["loc"] != other["loc"] for other in faults)
+        if fault["type"] == "too_short" and inside:
+            continue  # of a list, what does not fit is left out first, and then it may be too short
         if fault["type"] == "extra_forbidden":
             near = get_close_matches(str(fault["loc"][-1]), _keys(settings, fault["loc"][:-1]), n=1)
             unknown_keys.append(f"{place}: there is no such key" + (f" (did you mean {near[0]!r}?)" if near else ""))
         elif fault["type"] == "missing":
             others.append(f"{place}: it is missing")
         else:
-            said = fault["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+            said = fault["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list").replace("Tuple should", "it should")
             others.append(f"{place}: {said}" if place else said)
     return "; ".join(dict.fromkeys([*unknown_keys, *others]))
 

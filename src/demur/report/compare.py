@@ -26,7 +26,7 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
     if (out / "results.json").exists() and read(out).experiment != COMPARISON:
         raise DemurError(f"{out} holds a run: the comparison needs a folder of its own.")
     tables, summary, warnings, seconds = [], list[str](), list[str](), 0.0
-    names, fingerprints = [], []
+    names, fingerprints, profiles = [], [], []
     for folder in runs:
         results = read(folder)
         table = next((one for one in results.tables if one.title == FRONT), None)
@@ -37,6 +37,7 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
         summary += [f"{results.title}: {sentence}" for sentence in results.summary]
         warnings += [f"{results.title}: {warning}" for warning in results.warnings]
         names.append(results.data.name)
+        profiles.append(results.profile)
         fingerprints.append(results.data.fingerprint)
         seconds += results.cost.seconds if results.cost else 0
     if len(set(fingerprints)) > 1:
@@ -46,7 +47,7 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
         schema=1,
         experiment=COMPARISON,
         title=FRONT,
-        profile=first.profile,
+        profile=" and ".join(dict.fromkeys(profiles)),
         seed=first.seed,
         data=Data(" and ".join(dict.fromkeys(names)), rooted=False),
         tables=_distinct(tables),

@@ -54,6 +54,7 @@ def page(results: Results, gallery: Gallery | None) -> str:
         facets=_facets(gallery) if gallery else {},
         config=list(_flat(results.config)),
         outcomes=OUTCOMES,
+        spread=any(row.sd is not None for table in results.tables for row in table.rows),
         papers=any(row.paper is not None for table in results.tables for row in table.rows),
         shares=_shares,
         style=_asset("style.css"),
