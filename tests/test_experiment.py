@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,9 @@ def test_an_interrupted_run_resumes_with_the_same_bits(profile, folder, tmp_path
     out = tmp_path / "interrupted"
     words = [sys.executable, "-m", "demur.cli", "run", "background-class", "--profile", profile, "--out", str(out)]
     for stop, cells_before in ((signal.SIGINT, 2), (signal.SIGKILL, 8)):
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        # Where the tests themselves run in the background, a shell has made them, and whatever they start, deaf to Ctrl-C.
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
         deadline = time.monotonic() + 120
         while len(list(out.glob("cells/*.safetensors"))) < cells_before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
