@@ -7,8 +7,7 @@ the same attack of ours, so that speed is not bought with weaker attacks: eps is
 steps. Each measurement is a process of its own, in turn. MNIST if the data root has it, else the embedded digits. The plain loop is
 float32 PyTorch as one writes it down: gradients of the images alone, the region a factor on the change, all in memory. ART (with --art; it
 comes with the `peers` extra) trains with AdversarialTrainer and ProjectedGradientDescentPyTorch, which is given the same region as a mask.
-The last two lines are what no loop can beat on this machine: the attack's passes alone. Prints a table
-in Markdown.
+The last two lines are what no loop can beat on this machine: the attack's passes alone. Prints Markdown.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from torch import nn
 
 from demur import Classifier, DemurError, DemurWarning, black_box, outcomes
 from demur.attacks import (
+    NEVER,
     AnyError,
     Evade,
     ForceReject,
@@ -475,3 +476,15 @@ def test_checks_leave_the_callers_random_state_alone():
     results = [strongest(classifier, images, torch.zeros(4, dtype=torch.int64), eps=0.01, steps=3, targets=1, queries=5) for _ in range(2)]
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(results[0].attempts, results[1].attempts)
+
+
+def test_a_goal_that_nothing_reaches_is_climbed_all_the_way_and_sought_nowhere_else():
+    """R4: adversarial training pays for the passes of its attack, and for none at the clean images."""
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 3)
+    images, goal = images_of(6, 1, 8), AnyError("cross_entropy", confidence=NEVER)
+    labels = classifier.predict(images)
+    labels[:3] = (labels[:3] + 1) % 3  # wrong already, and yet not done
+    found = pgd(classifier, images, labels, eps=0.1, steps=4, random_start=True, goal=goal, precision="float32")
+    assert not found.found.any() and (found.forwards == 5).all() and (found.backwards == 4).all()
+    before, after = (goal.loss(classifier.scores(shown), labels, 3) for shown in (images, found.attempts))
+    assert (after > before).all()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from demur import Classifier, DemurError, Outcome, attacks, data, outcomes
-from demur.defenses import GaussianSmoothing, MedianSmoothing, gaussian_smoothing, median_smoothing
+from demur.defenses import GaussianSmoothing, MedianSmoothing, gaussian_smoothing, median_smoothing, smoothing
 from demur.defenses.smoothing import GaussianFilter, MedianFilter
 from models import convolutional, images_of
 
@@ -28,6 +28,23 @@ def test_the_gaussian_is_scipys(shape, sigma, seed):
     if radius:
         expected = scipy.ndimage.gaussian_filter(images.numpy(), sigma, mode="mirror", radius=radius, axes=(2, 3))
     torch.testing.assert_close(gaussian_smoothing(images, sigma), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.5, 5.0])
+def test_the_gaussian_of_large_images_which_goes_in_blocks_is_scipys_and_so_is_its_gradient(monkeypatch, sigma):
+    images, radius = drawn((2, 1, 61, 130), 7), int(np.ceil(3 * sigma))
+    expected = scipy.ndimage.gaussian_filter(images.numpy(), sigma, mode="mirror", radius=radius, axes=(2, 3))
+    torch.testing.assert_close(gaussian_smoothing(images, sigma), torch.from_numpy(expected))
+    monkeypatch.setattr(smoothing, "BLOCK", 4)
+    small = drawn((1, 1, 7, 19), 8).requires_grad_()
+    assert torch.autograd.gradcheck(lambda given: gaussian_smoothing(given, sigma / 2.5), small)
+
+
+def test_the_gaussian_keeps_the_images_precision_where_a_network_computes_in_bfloat16():
+    images = drawn((1, 3, 60, 60), 9, torch.float32)
+    expected = gaussian_smoothing(images, 1.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gaussian_smoothing(images, 1.5), expected)
 
 
 @given(SHAPES, st.sampled_from([1, 3, 5, 7]), st.integers(0, 99), st.booleans())
@@ -53,8 +70,6 @@ def test_gradients_are_exact_through_the_gaussian_and_a_subgradient_through_the_
 
 def test_the_median_of_a_large_batch_is_that_of_its_parts():
     images = drawn((9, 3, 40, 40), 3, torch.float32)
-    from demur.defenses import smoothing
-
     whole = {size: median_smoothing(images, size) for size in (3, 5)}
     chunk, smoothing.CHUNK = smoothing.CHUNK, 1
     try:
