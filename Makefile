@@ -3,14 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+# Two processes with one thread each: two threads of torch on two cores are slower.
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+FIRST = $(wildcard tests/test_[a-d]*.py)
+SECOND = $(wildcard tests/test_[e-z]*.py) src
 
-.PHONY: demo test lint interoperability clean
+.PHONY: demo test test-all lint interoperability clean
 
 demo: $(READY)
 	$(BIN)/demur demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	@$(TEST) $(FIRST) > .first.log 2>&1 & first=$$!; \
+	$(TEST) $(SECOND); second=$$?; \
+	wait $$first; first=$$?; cat .first.log; exit $$((first + second))
+
+test-all: $(READY)
+	$(TEST) -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,97 +1,157 @@
-"""How strong and how fast the attacks are, beside other libraries' at the same budget, on the rejection paper's MNIST network.
+"""Strength and speed of the attacks and of other libraries' attacks at the same budget.
 
     pip install -e '.[peers]'
-    pip install 'setuptools<81' && pip install --no-build-isolation adv-lib  # whose dependency visdom needs an older setuptools
-    python benchmarks/attacks.py [--data-root DIR] [--images 256] [--steps 100] [--only pgd,first,smallest,carlini,precision] [--device cpu]
+    pip install 'setuptools<81'  # adv-lib needs visdom, and visdom needs an older setuptools
+    pip install --no-build-isolation adv-lib
+    DEMUR_PEERS_PATH=DIR python benchmarks/attacks.py [--data-root DIR] [--images 256]
+        [--steps 100] [--only pgd,first,smallest,carlini,precision] [--device cpu]
 
-All in one process and one run: same network (trained here for 4 epochs, or read from --network), same test images, same number
-of gradients. Whatever a library returns is judged by demur, in float32, at the distance that it really has. Prints tables in
-Markdown. A library that is not installed is left out, and said to be.
+All libraries attack in one process and one run: the same network (the rejection paper's MNIST
+network, trained here for 4 epochs or read from --network), the same test images, and the same
+number of gradients. demur decides the outcomes of every library, in float32, and measures the real
+sizes of the changes. The tables are in Markdown. A table names a library that is not installed.
+
+The ensemble is compared with AutoAttack (Croce & Hein 2020), version "standard", in its authors'
+code: the environment variable DEMUR_PEERS_PATH names a folder that contains their repository
+auto-attack. torchattacks' AutoAttack is left out: it runs 10 steps of APGD, the standard 100.
 """
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from demur import Classifier, attacks, data, outcomes
-from demur.attacks import AttackResult
-from demur.attacks.driver import GradientPrecision
-from demur.classifier import Outcome
-from demur.hardware import has_fast_bfloat16, tuned
-from demur.networks import fit, rejection_network
+from demur import Classifier, Outcome, attacks, data, outcomes
+from demur.attacks import APGD, DDN, FMN, PGD, CarliniWagnerL2, SigmaZero, Strongest
+from demur.attacks.engine import GradientPrecision
+from demur.hardware import has_fast_bfloat16, keep_buffers, tuned
+from demur.networks import dnr_cnn
+from demur.training import fit
 
 Theirs = Callable[[Classifier, Tensor, Tensor], Tensor]
-"""A peer's attack: (classifier, images, labels) -> attacked images."""
+"""The attack of another library: (classifier, images, labels) -> attacked images."""
+
+PEERS_PATH = "DEMUR_PEERS_PATH"
 
 
 def network(root: str | None, path: Path | None, device: str) -> tuple[Classifier, data.ImageSet]:
-    """The trained network, and the test images: of MNIST, or of the embedded digits."""
-    name = "mnist" if any(status.name == "mnist" and status.where for status in data.describe(root)) else "digits"
-    train, test = data.load(name, "train", root), data.load(name, "test", root)
-    module = rejection_network()
+    """Give the trained network, and the test images: of MNIST, or of the embedded digits."""
+    present = {status.name for status in data.list_datasets(root) if status.where}
+    name = "mnist" if "mnist" in present else "digits"
+    train = data.load(name, "train", root)
+    test = data.load(name, "test", root)
+    module = dnr_cnn()
     if path and path.exists():
         module.load_state_dict(torch.load(path, weights_only=True))
     else:
         epochs = 4 if name == "mnist" else 60
-        fit(module, train.images, train.labels, epochs=epochs, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9), device=device)
+        fit(
+            module,
+            train.images,
+            train.labels,
+            epochs=epochs,
+            optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+            device=device,
+        )
         if path:
             torch.save(module.state_dict(), path)
-    module.to(memory_format=torch.contiguous_format)  # as other people's networks are
+    module.to(memory_format=torch.contiguous_format)  # as the networks of most users
     return Classifier(module.to(device).eval(), 10), test
 
 
 class Counted(nn.Module):
-    """Counts the images that pass forwards, whoever asks."""
+    """A classifier that counts the images of its forward passes."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        self.classifier, self.images = classifier, 0
+        self.classifier = classifier
+        self.images = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores, counted."""
+        """Compute the scores, and count."""
         self.images += len(images)
         scores: Tensor = self.classifier(images)
         return scores
 
 
 class Table:
-    """Prints a line as soon as it is measured."""
+    """A table that prints each line as soon as it is measured."""
 
     without: tuple[str, ...] = ()
 
-    def __init__(self, title: str, classifier: Classifier, images: Tensor, labels: Tensor, norm: str) -> None:
-        print(
-            f"\n### {title}\n\n| attack | success % | median distance | mean distance | forwards | seconds |\n|---|---|---|---|---|---|",
-            flush=True,
-        )
-        self.classifier, self.images, self.labels, self.norm = classifier, images, labels, norm
+    def __init__(
+        self, title: str, classifier: Classifier, images: Tensor, labels: Tensor, norm: str
+    ) -> None:
+        print(f"\n### {title}\n")
+        print("| attack | success % | median distance | mean distance | forwards | seconds |")
+        print("|---|---|---|---|---|---|", flush=True)
+        self.classifier = classifier
+        self.images = images
+        self.labels = labels
+        self.norm = norm
 
     def line(self, name: str, attacked: Tensor, seconds: float, forwards: float) -> None:
-        """Judge attacked images, and print."""
-        wrong = outcomes(self.classifier, attacked.float().clamp(0, 1), self.labels) == Outcome.WRONG
+        """Decide attacked images, and print."""
+        found = outcomes(self.classifier, attacked.float().clamp(0, 1), self.labels)
+        wrong = found == Outcome.WRONG
         lengths = attacks.sizes(self.images, attacked)[self.norm][wrong]
-        middle, mean = (f"{float(how(lengths)):.4f}" if len(lengths) else "" for how in (torch.median, torch.mean))
-        print(f"| {name} | {100 * float(wrong.float().mean()):.1f} | {middle} | {mean} | {forwards:,.0f} | {seconds:.1f} |", flush=True)
+        middle, mean = (
+            f"{float(how(lengths)):.4f}" if len(lengths) else ""
+            for how in (torch.median, torch.mean)
+        )
+        success = f"{100 * float(wrong.float().mean()):.1f}"
+        print(
+            f"| {name} | {success} | {middle} | {mean} | {forwards:,.0f} | {seconds:.1f} |",
+            flush=True,
+        )
 
-    def ours(self, name: str, attack: Callable[..., AttackResult]) -> None:
+    def ours(
+        self,
+        name: str,
+        attack: attacks.Attack,
+        threat: str,
+        batch: int,
+        precision: GradientPrecision = "auto",
+    ) -> None:
         """Run one of demur's attacks."""
         start = _clock(self.images)
-        result = attack(self.classifier, self.images, self.labels)
+        result = attack(
+            self.classifier,
+            self.images,
+            self.labels,
+            threat,
+            batch_size=batch,
+            precision=precision,
+        )
         seconds = _clock(self.images) - start
         self.line(f"**{name}**", result.images, seconds, float(result.forwards.double().mean()))
 
+    def ours_in_each_precision(self, attack: attacks.Attack, threat: str, batch: int) -> None:
+        """Run one of demur's attacks with gradients in each precision that the hardware has."""
+        for precision in _precisions(self.images):
+            self.ours(f"demur, {precision}", attack, threat, batch, precision)
+
+    def missing(self, name: str, reason: str) -> None:
+        """Print the line of an attack that does not run."""
+        print(f"| {name} | {reason} | | | | |", flush=True)
+
     def theirs(self, name: str, package: str, attack: Theirs) -> None:
-        """Run a peer's attack."""
-        if find_spec(package) is None or package in self.without:
-            print(f"| {name} | {'left out' if package in self.without else 'not installed'} | | | | |", flush=True)
+        """Run the attack of another library."""
+        if package in self.without:
+            self.missing(name, "left out")
             return
-        self.classifier.eval()  # a peer may have left it in training mode
+        if find_spec(package) is None:
+            self.missing(name, "not installed")
+            return
+        self.classifier.eval()  # another library may have left it in training mode
         counted = Counted(self.classifier)
         start = _clock(self.images)
         attacked = attack(Classifier(counted, 10).eval(), self.images, self.labels).detach()
@@ -100,12 +160,14 @@ class Table:
 
 
 def in_batches(attack: Theirs, batch: int) -> Theirs:
-    """Give a peer's attack as many images at once as demur's have."""
-    return lambda classifier, images, labels: torch.cat([attack(classifier, *pair) for pair in pairs(images, labels, batch)])
+    """Give an attack of another library as many images at once as demur's attacks."""
+    return lambda classifier, images, labels: torch.cat(
+        [attack(classifier, *pair) for pair in pairs(images, labels, batch)]
+    )
 
 
 def pairs(images: Tensor, labels: Tensor, batch: int) -> list[tuple[Tensor, Tensor]]:
-    """Images and labels, batch by batch."""
+    """Split images and labels into batches."""
     return list(zip(torch.split(images, batch), torch.split(labels, batch), strict=True))
 
 
@@ -129,7 +191,14 @@ def art_attack(make: Callable[[object], object]) -> Theirs:
         from art.estimators.classification import PyTorchClassifier
 
         kind = "gpu" if images.device.type == "cuda" else "cpu"
-        estimator = PyTorchClassifier(classifier, nn.CrossEntropyLoss(), images.shape[1:], 10, clip_values=(0, 1), device_type=kind)
+        estimator = PyTorchClassifier(
+            classifier,
+            nn.CrossEntropyLoss(),
+            images.shape[1:],
+            10,
+            clip_values=(0, 1),
+            device_type=kind,
+        )
         found = make(estimator).generate(images.cpu().numpy(), labels.cpu().numpy())  # type: ignore[attr-defined]
         return torch.from_numpy(found).to(images.device)
 
@@ -137,10 +206,11 @@ def art_attack(make: Callable[[object], object]) -> Theirs:
 
 
 def carlini(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, batch: int) -> None:
-    """C&W L2: nine search steps."""
-    table = Table(f"Carlini & Wagner L2, 9 search steps of {steps} steps", classifier, images, labels, "l2")
-    for precision in _precisions(images):
-        table.ours(f"demur, {precision}", partial(attacks.carlini_l2, steps=steps, precision=precision, batch_size=batch))
+    """Measure Carlini & Wagner's L2 attack, nine search steps."""
+    table = Table(
+        f"Carlini & Wagner L2, 9 search steps of {steps} steps", classifier, images, labels, "l2"
+    )
+    table.ours_in_each_precision(CarliniWagnerL2(steps=steps), "l2", batch)
 
     def by_foolbox() -> object:
         from foolbox.attacks import L2CarliniWagnerAttack
@@ -150,23 +220,30 @@ def carlini(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, 
     def by_adv_lib(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         from adv_lib.attacks import carlini_wagner_l2
 
-        return torch.as_tensor(carlini_wagner_l2(classifier, images, labels, max_iterations=steps, binary_search_steps=9))
+        return torch.as_tensor(
+            carlini_wagner_l2(
+                classifier, images, labels, max_iterations=steps, binary_search_steps=9
+            )
+        )
 
     def by_art(estimator: object) -> object:
         from art.attacks.evasion import CarliniL2Method
 
-        return CarliniL2Method(estimator, binary_search_steps=9, max_iter=steps, batch_size=batch, verbose=False)
+        return CarliniL2Method(
+            estimator, binary_search_steps=9, max_iter=steps, batch_size=batch, verbose=False
+        )
 
     table.theirs("adv-lib", "adv_lib", in_batches(by_adv_lib, batch))
     table.theirs("foolbox", "foolbox", in_batches(foolbox_attack(by_foolbox), batch))
     table.theirs("ART", "art", art_attack(by_art))
 
 
-def smallest(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, batch: int) -> None:
-    """DDN and FMN at the same steps."""
+def smallest(
+    classifier: Classifier, images: Tensor, labels: Tensor, steps: int, batch: int
+) -> None:
+    """Measure DDN and FMN at the same number of steps."""
     table = Table(f"DDN, L2, {steps} steps", classifier, images, labels, "l2")
-    for precision in _precisions(images):
-        table.ours(f"demur, {precision}", partial(attacks.ddn, steps=steps, precision=precision, batch_size=batch))
+    table.ours_in_each_precision(DDN(steps=steps), "l2", batch)
 
     def ddn_by_foolbox() -> object:
         from foolbox.attacks import DDNAttack
@@ -182,12 +259,13 @@ def smallest(classifier: Classifier, images: Tensor, labels: Tensor, steps: int,
     table.theirs("foolbox", "foolbox", in_batches(foolbox_attack(ddn_by_foolbox), batch))
     for norm, order in (("l2", 2.0), ("linf", float("inf")), ("l1", 1.0), ("l0", 0.0)):
         table = Table(f"FMN, {norm}, {steps} steps", classifier, images, labels, norm)
-        for precision in _precisions(images):
-            table.ours(f"demur, {precision}", partial(attacks.fmn, norm=norm, steps=steps, precision=precision, batch_size=batch))
+        table.ours_in_each_precision(FMN(steps=steps), norm, batch)
         if norm == "l0":
-            table.ours("demur, sigma_zero", partial(attacks.sigma_zero, steps=steps, batch_size=batch))
+            table.ours("demur, SigmaZero", SigmaZero(steps=steps), norm, batch)
 
-        def fmn_by_adv_lib(classifier: Classifier, images: Tensor, labels: Tensor, order: float = order) -> Tensor:
+        def fmn_by_adv_lib(
+            classifier: Classifier, images: Tensor, labels: Tensor, order: float = order
+        ) -> Tensor:
             from adv_lib.attacks import fmn
 
             return torch.as_tensor(fmn(classifier, images, labels, norm=order, steps=steps))
@@ -196,11 +274,14 @@ def smallest(classifier: Classifier, images: Tensor, labels: Tensor, steps: int,
 
 
 def pgd(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, batch: int) -> None:
-    """PGD for a fixed number of steps, with an eps so small that no image leaves before the end, beside the bare passes."""
+    """Measure PGD and the bare passes, for a fixed number of steps.
+
+    The eps is so small that no image is solved before the end.
+    """
     eps = 1e-4
     kept = outcomes(classifier, images, labels) == Outcome.CORRECT
     images, labels = images[kept], labels[kept]
-    table = Table(f"PGD, {steps} steps, nothing found on the way", classifier, images, labels, "linf")
+    table = Table(f"PGD, {steps} steps, no success on the way", classifier, images, labels, "linf")
 
     def bare(half: bool) -> None:
         start = _clock(images)
@@ -209,15 +290,25 @@ def pgd(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, batc
                 given = part.contiguous(memory_format=torch.channels_last) if half else part
                 for _ in range(steps):
                     given = given.detach().requires_grad_()
-                    torch.autograd.grad(nn.functional.cross_entropy(classifier(given).float(), target, reduction="sum"), given)
-        table.line(f"the bare passes, {'bfloat16' if half else 'float32'}", images, _clock(images) - start, steps)
+                    torch.autograd.grad(
+                        nn.functional.cross_entropy(
+                            classifier(given).float(), target, reduction="sum"
+                        ),
+                        given,
+                    )
+        table.line(
+            f"the bare passes, {'bfloat16' if half else 'float32'}",
+            images,
+            _clock(images) - start,
+            steps,
+        )
 
     for parameter in classifier.parameters():
         parameter.requires_grad_(False)
     for precision in _precisions(images):
         bare(precision == "bfloat16")
-        ours = partial(attacks.pgd, eps=eps, steps=steps, step_size=eps / 10, precision=precision, batch_size=batch)
-        table.ours(f"demur, {precision}", ours)
+        ours = PGD(steps=steps, step_size=eps / 10)
+        table.ours(f"demur, {precision}", ours, f"linf:{eps}", batch, precision)
 
     def by_foolbox() -> object:
         from foolbox.attacks import LinfPGD
@@ -225,14 +316,19 @@ def pgd(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, batc
         return LinfPGD(steps=steps, abs_stepsize=eps / 10, random_start=False)
 
     def by_torchattacks(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
-        from torchattacks import PGD
+        import torchattacks
 
-        return torch.as_tensor(PGD(classifier, eps=eps, alpha=eps / 10, steps=steps, random_start=False)(images, labels))
+        attack = torchattacks.PGD(
+            classifier, eps=eps, alpha=eps / 10, steps=steps, random_start=False
+        )
+        return torch.as_tensor(attack(images, labels))
 
     def by_adv_lib(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         from adv_lib.attacks import pgd_linf
 
-        return torch.as_tensor(pgd_linf(classifier, images, labels, ε=eps, steps=steps, random_init=False))
+        return torch.as_tensor(
+            pgd_linf(classifier, images, labels, ε=eps, steps=steps, random_init=False)
+        )
 
     table.theirs("foolbox", "foolbox", in_batches(foolbox_attack(by_foolbox, eps), batch))
     table.theirs("torchattacks", "torchattacks", in_batches(by_torchattacks, batch))
@@ -240,38 +336,71 @@ def pgd(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, batc
 
 
 def first(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, batch: int) -> None:
-    """To the first success, on an undefended model: an evaluation as one would run it."""
+    """Measure an evaluation of an undefended model: each attack stops at the first success."""
     eps = 0.3
     table = Table(f"Evaluation at Linf {eps:g}", classifier, images, labels, "linf")
-    table.ours("demur, strongest", partial(attacks.strongest, eps=eps, batch_size=batch))
+    table.ours("demur, Strongest", Strongest(), f"linf:{eps}", batch)
 
-    def by_torchattacks(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
-        from torchattacks import AutoAttack
-
-        return torch.as_tensor(AutoAttack(classifier, eps=eps, n_classes=10)(images, labels))
+    def by_autoattack(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+        attack = import_module("autoattack").AutoAttack(
+            classifier,
+            norm="Linf",
+            eps=eps,
+            seed=0,
+            version="standard",
+            verbose=False,
+            device=images.device,
+        )
+        return torch.as_tensor(attack.run_standard_evaluation(images, labels, bs=batch))
 
     def by_foolbox() -> object:
         from foolbox.attacks import LinfPGD
 
         return LinfPGD(steps=steps)
 
-    table.theirs("torchattacks, AutoAttack", "torchattacks", by_torchattacks)
+    if add_autoattack():
+        table.theirs('AutoAttack, "standard"', "autoattack", by_autoattack)
+    else:
+        table.missing('AutoAttack, "standard"', f"skipped: {PEERS_PATH} is not set")
     table.theirs("foolbox, PGD", "foolbox", in_batches(foolbox_attack(by_foolbox, eps), batch))
 
 
-def precision(classifier: Classifier, images: Tensor, labels: Tensor, steps: int, batch: int) -> None:
-    """Whether gradients in bfloat16 find what float32's do, where some images withstand."""
-    table = Table(f"APGD, Linf 0.1, {steps} steps, which some images withstand", classifier, images, labels, "linf")
-    for kind in _precisions(images):
-        table.ours(f"demur, {kind}", partial(attacks.apgd, eps=0.1, steps=steps, precision=kind, batch_size=batch))
-    table = Table("The ensemble, Linf 0.1, 40 steps, 3 targets, 100 queries", classifier, images, labels, "linf")
-    for kind in _precisions(images):
-        whole = partial(attacks.strongest, eps=0.1, steps=40, targets=3, queries=100, precision=kind)
-        table.ours(f"demur, {kind}", partial(whole, batch_size=batch))
+def add_autoattack() -> bool:
+    """Make AutoAttack importable, if the environment names the folder of its repository."""
+    folder = os.environ.get(PEERS_PATH)
+    if not folder:
+        return False
+    path = str(Path(folder) / "auto-attack")
+    if path not in sys.path:
+        sys.path.insert(0, path)
+    return True
+
+
+def precision(
+    classifier: Classifier, images: Tensor, labels: Tensor, steps: int, batch: int
+) -> None:
+    """Measure whether bfloat16 gradients find what float32 gradients find on robust images."""
+    table = Table(
+        f"APGD, Linf 0.1, {steps} steps, where some images are robust",
+        classifier,
+        images,
+        labels,
+        "linf",
+    )
+    table.ours_in_each_precision(APGD(steps=steps), "linf:0.1", batch)
+    table = Table(
+        "The ensemble, Linf 0.1, 40 steps, 3 targets, 100 queries",
+        classifier,
+        images,
+        labels,
+        "linf",
+    )
+    whole = Strongest(steps=40, n_queries=100, n_targets=3)
+    table.ours_in_each_precision(whole, "linf:0.1", batch)
 
 
 def _clock(images: Tensor) -> float:
-    """Seconds, when all that was asked for is done."""
+    """Give the time in seconds, after all work of the device is done."""
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
     return time.perf_counter()
@@ -283,7 +412,9 @@ def _precisions(images: Tensor) -> list[GradientPrecision]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-root")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--steps", type=int, default=100)
@@ -291,16 +422,27 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--network", type=Path, help="file to keep the trained network in")
     parser.add_argument("--only", default="pgd,first,smallest,carlini")
-    parser.add_argument("--without", default="", help="packages to leave out: adv_lib,foolbox,torchattacks,art")
+    parser.add_argument(
+        "--without", default="", help="packages to leave out: adv_lib,foolbox,torchattacks,art"
+    )
     given = parser.parse_args()
+    keep_buffers()
     Table.without = tuple(given.without.split(","))
     classifier, test = network(given.data_root, given.network, given.device)
-    images, labels = test.floats()[: given.images].to(given.device), test.labels[: given.images].to(given.device)
+    images = test.to_float()[: given.images].to(given.device)
+    labels = test.labels[: given.images].to(given.device)
     clean = 100 * float((outcomes(classifier, images, labels) == Outcome.CORRECT).float().mean())
     print(
-        f"{test.name}, {len(images)} images, {clean:.1f} % correct when clean, batches of {given.batch}, {torch.get_num_threads()} threads"
+        f"{test.name}, {len(images)} images, {clean:.1f} % correct when clean, "
+        f"batches of {given.batch}, {torch.get_num_threads()} threads"
     )
-    parts = {"pgd": pgd, "first": first, "smallest": smallest, "carlini": carlini, "precision": precision}
+    parts = {
+        "pgd": pgd,
+        "first": first,
+        "smallest": smallest,
+        "carlini": carlini,
+        "precision": precision,
+    }
     for name in given.only.split(","):
         parts[name](classifier, images, labels, given.steps, given.batch)
 

@@ -8,19 +8,26 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 
 from demur import DemurError, cli
-from demur.experiments import run
-from demur.experiments.results import read
+from demur.commands.run import run
+from demur.evaluation.results import read
 
 
 def demur(*words, cwd=None):
     """The command as a user calls it, but in this process: starting a new one takes seconds."""
     out, error = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error), pytest.raises(SystemExit) as left:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        redirect_stderr(error),
+        pytest.raises(SystemExit) as left,
+    ):
         patch.setattr(sys, "argv", ["demur", *map(str, words)])
         if cwd:
             patch.chdir(cwd)
         cli.main()
-    return subprocess.CompletedProcess(words, left.value.code or 0, out.getvalue(), error.getvalue())
+    return subprocess.CompletedProcess(
+        words, left.value.code or 0, out.getvalue(), error.getvalue()
+    )
 
 
 def check_refusal(experiment, text, said, folder):
@@ -32,7 +39,9 @@ def check_refusal(experiment, text, said, folder):
 
 
 def check_interruption(experiment, profile, root, uninterrupted, out, monkeypatch, module, cell):
-    """R10. A run that is interrupted at the third of the cells that `module.cell` makes ends with the figures of the uninterrupted one."""
+    """R10. A run that is interrupted at the third of the cells that `module.cell` makes ends with
+    the figures of the uninterrupted one.
+    """
     whole, count = getattr(module, cell), [0]
 
     def interrupt(*given):

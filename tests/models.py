@@ -12,7 +12,9 @@ class Linear(nn.Module):
     def __init__(self, weights: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.weights = nn.Parameter(weights)
-        self.bias = nn.Parameter(torch.zeros(len(weights), dtype=weights.dtype) if bias is None else bias)
+        self.bias = nn.Parameter(
+            torch.zeros(len(weights), dtype=weights.dtype) if bias is None else bias
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1) @ self.weights.T + self.bias
@@ -35,7 +37,9 @@ class Constant(nn.Module):
         return self.scores.expand(len(images), -1) + 0 * images.flatten(1).sum(1, keepdim=True)
 
 
-def convolutional(num_classes: int, outputs: int | None = None, size: int = 8, seed: int = 0) -> Classifier:
+def convolutional(
+    num_classes: int, outputs: int | None = None, size: int = 8, seed: int = 0
+) -> Classifier:
     """A small network with batch norm and dropout, untrained, in training mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -52,6 +56,16 @@ def convolutional(num_classes: int, outputs: int | None = None, size: int = 8, s
         )
 
 
-def images_of(count: int, channels: int = 1, size: int = 8, seed: int = 0, levels: int = 255) -> Tensor:
+def images_of(
+    count: int, channels: int = 1, size: int = 8, seed: int = 0, levels: int = 255
+) -> Tensor:
     """Random images on the grid of 8-bit levels (or fewer), float32 in [0, 1]."""
-    return torch.randint(0, levels + 1, (count, channels, size, size), generator=torch.Generator().manual_seed(seed)) / levels
+    return (
+        torch.randint(
+            0,
+            levels + 1,
+            (count, channels, size, size),
+            generator=torch.Generator().manual_seed(seed),
+        )
+        / levels
+    )

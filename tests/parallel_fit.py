@@ -1,15 +1,17 @@
-"""Two processes train together: run by test_networks.py as a script, since each process has to be started anew.
+"""Two processes train together: run by test_training.py as a script, which starts each anew.
 
 python parallel_fit.py OUT
 """
 
 import sys
+from pathlib import Path
 
 import torch
 from lightning.fabric import Fabric
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from demur.networks import fit
+from demur.training import fit
 
 
 def sgd(parameters):
@@ -18,7 +20,8 @@ def sgd(parameters):
 
 def problem():
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(256, 1, 6, 6, generator=generator), torch.randint(0, 3, (256,), generator=generator)
+    images = torch.rand(256, 1, 6, 6, generator=generator)
+    return images, torch.randint(0, 3, (256,), generator=generator)
 
 
 def network():
@@ -27,12 +30,39 @@ def network():
         return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 3))
 
 
+def train(*data, **options):
+    """Weights and epochs after two epochs, as plain values."""
+    trained = network()
+    history = fit(
+        trained,
+        *data,
+        epochs=2,
+        optimizer=sgd,
+        validation=problem(),
+        precision="float32",
+        **options,
+    )
+    epochs = [[one.loss, one.accuracy, one.validation_loss] for one in history]
+    return {"weights": trained.state_dict(), "epochs": epochs}
+
+
 def work(fabric, out):
     images, labels = problem()
-    ours = network()
-    history = fit(ours, images, labels, epochs=2, batch_size=64, optimizer=sgd, fabric=fabric)
+    found = {
+        "tensors": train(
+            images, labels, batch_size=64, checkpoint=Path(out + ".fit"), fabric=fabric
+        )
+    }
+    dataset = TensorDataset(images, labels)
+    sampler = DistributedSampler(dataset, fabric.world_size, fabric.global_rank, shuffle=False)
+    loader = DataLoader(dataset, batch_size=32, sampler=sampler)
+    found["loader"] = train(loader, fabric=fabric)
+    try:
+        train(DataLoader(dataset, batch_size=32), fabric=fabric)
+    except ValueError as error:
+        found["refused"] = str(error)
     if fabric.is_global_zero:
-        torch.save({"weights": ours.state_dict(), "losses": [epoch.loss for epoch in history]}, out)
+        torch.save(found, out)
     # Leave together: a process whose neighbour is gone while it still listens is sometimes aborted.
     fabric.barrier()
     torch.distributed.destroy_process_group()

@@ -1,3 +1,5 @@
+"""Background classes: their selection, and synthetic background images."""
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,22 +8,22 @@ from scipy.ndimage import label as connected_parts
 
 from demur.data import (
     ImageSet,
-    chopped,
     confusing_classes,
-    embedded_backgrounds,
-    foreign,
     load,
-    morphs,
+    morph,
+    patch_shuffle,
+    photo_crops,
     photo_patches,
+    synthetic_backgrounds,
     with_background,
 )
-from demur.data.background import _pairs
+from demur.data.morphing import _pairs
 from demur.errors import DemurError
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return load("digits").take(400, seed=0)
+    return load("digits").sample(400, seed=0)
 
 
 def labelled(counts, names):
@@ -31,7 +33,7 @@ def labelled(counts, names):
     return ImageSet(images, labels, tuple(names))
 
 
-def test_with_background_puts_the_keys_first_and_all_else_last():
+def test_with_background_puts_the_keys_first_and_the_background_last():
     images = with_background(labelled([5, 6, 7, 8, 9], "01xyz"), ["1", "0"], ["z", "x"])
     assert images.class_names == ("1", "0", "background")
     assert images.counts().tolist() == [6, 5, 16]
@@ -49,13 +51,13 @@ def test_with_background_puts_the_keys_first_and_all_else_last():
         (["0", "x"], ["z"], "x", "cannot be called 'x'"),
     ],
 )
-def test_with_background_refuses_what_makes_no_sense(keys, background, name, words):
+def test_with_background_refuses_inconsistent_classes(keys, background, name, words):
     with pytest.raises(DemurError, match=words):
         with_background(labelled([5, 6, 7, 8, 9], "01xyz"), keys, background, name)
 
 
 class Oracle:
-    """Knows every label, but takes one x in four for a 1, one y in ten for a 0, and some x for a y."""
+    """Predicts every label, but 1 for a quarter of x, 0 for a tenth of y, and y for some x."""
 
     def __init__(self):
         self.calls = []
@@ -76,30 +78,46 @@ class Oracle:
 
 def selection(oracle, **changes):
     images = labelled([40, 40, 40, 40, 40, 40], "01xyzw")
-    return confusing_classes(images, ["0", "1"], ["x", "y", "z"], oracle, **{"folds": 2, "repeats": 3, "seed": 7} | changes)
+    return confusing_classes(
+        images,
+        ["0", "1"],
+        ["x", "y", "z"],
+        oracle,
+        **{"folds": 2, "repeats": 3, "seed": 7} | changes,
+    )
 
 
-def test_confusing_classes_are_those_taken_for_a_key_class():
+def test_confusing_classes_are_those_predicted_as_a_key_class():
     oracle = Oracle()
     chosen = selection(oracle)
     assert chosen.kept == ("z",)
     assert chosen.dropped == ("y", "x")
     assert chosen.at(0.9) == ("z", "y")
     assert chosen.images == 200  # w is neither key nor candidate
-    assert [(row.name, row.images, row.rate) for row in chosen.table] == [("z", 40, 1.0), ("y", 40, 0.9), ("x", 40, 0.75)]
-    assert [(row.confused_with, row.confused_rate) for row in chosen.table] == [(None, 0.0), ("0", 0.1), ("1", 0.25)]
+    assert [(row.name, row.images, row.rate) for row in chosen.table] == [
+        ("z", 40, 1.0),
+        ("y", 40, 0.9),
+        ("x", 40, 0.75),
+    ]
+    assert [(row.confused_with, row.confused_rate) for row in chosen.table] == [
+        (None, 0.0),
+        ("0", 0.1),
+        ("1", 0.25),
+    ]
     assert [call[:2] for call in oracle.calls] == [(r, k) for r in range(3) for k in range(2)]
     assert len({seed for _, _, seed in oracle.calls}) == 6
 
 
 def test_selection_repeats_by_seed():
-    first, again, other = Oracle(), Oracle(), Oracle()
+    first = Oracle()
+    again = Oracle()
+    other = Oracle()
     assert selection(first) == selection(again)
     selection(other, seed=8)
     assert first.calls == again.calls != other.calls
 
 
-def test_selection_refuses_rare_classes_and_foreign_predictions():
+def test_selection_refuses_rare_classes_and_bad_predictions():
     with pytest.raises(DemurError, match=r"'0'.*has 40 images: too few for 41 folds"):
         selection(Oracle(), folds=41)
     with pytest.raises(DemurError, match=r"labels must lie in 0..5"):
@@ -111,65 +129,81 @@ def test_selection_refuses_rare_classes_and_foreign_predictions():
 
 
 @given(parts=st.sampled_from([2, 4]), count=st.integers(1, 4), seed=st.integers(0, 2**40))
-def test_chopped_pieces_come_from_the_images_and_never_stay(parts, count, seed):
-    # every pixel says which image, piece and pixel it is, so the pieces can be recognised
+def test_shuffled_patches_come_from_the_images_and_change_their_places(parts, count, seed):
+    # Every pixel has its own value, so the patches can be recognised.
     side = 8 // parts
     pixels = torch.arange(count * 64, dtype=torch.uint8).view(count, 1, 8, 8)
     pieces = {
-        tuple(pixels[i, 0, r * side : (r + 1) * side, c * side : (c + 1) * side].flatten().tolist()): (i, r, c)
+        tuple(
+            pixels[i, 0, r * side : (r + 1) * side, c * side : (c + 1) * side].flatten().tolist()
+        ): (i, r, c)
         for i in range(count)
         for r in range(parts)
         for c in range(parts)
     }
-    result = chopped(pixels, 20, parts, seed)
+    result = patch_shuffle(pixels, 20, parts, seed)
     assert result.shape == (20, 1, 8, 8) and result.dtype == torch.uint8
     for image in result:
         places = {}
         for r in range(parts):
             for c in range(parts):
-                piece = image[0, r * side : (r + 1) * side, c * side : (c + 1) * side].flatten().tolist()
+                piece = (
+                    image[0, r * side : (r + 1) * side, c * side : (c + 1) * side]
+                    .flatten()
+                    .tolist()
+                )
                 _, *origin = pieces[tuple(piece)]
                 places[r, c] = tuple(origin)
-        assert set(places) == set(places.values())  # each place's piece is used once
+        assert set(places) == set(places.values())  # the patch of each place is used once
         assert all(place != origin for place, origin in places.items())
-    assert torch.equal(result, chopped(pixels, 20, parts, seed))
+    assert torch.equal(result, patch_shuffle(pixels, 20, parts, seed))
 
 
-def test_chopped_takes_from_one_image_and_from_several(digits):
+def test_patch_shuffle_takes_from_one_image_and_from_several(digits):
     flat = torch.arange(9, dtype=torch.uint8).view(9, 1, 1, 1).expand(9, 3, 4, 4)
-    sources = [len(image.unique()) for image in chopped(flat, 400, seed=1)]
+    sources = [len(image.unique()) for image in patch_shuffle(flat, 400, seed=1)]
     assert 150 < sources.count(1) < 280
     assert max(sources) == 4
-    assert not torch.equal(chopped(digits.images, 9, seed=1), chopped(digits.images, 9, seed=2))
+    assert not torch.equal(
+        patch_shuffle(digits.images, 9, seed=1), patch_shuffle(digits.images, 9, seed=2)
+    )
 
 
 @pytest.mark.parametrize("parts", [1, 3, 0])
-def test_chopped_needs_pieces_that_fit(digits, parts):
+def test_patch_shuffle_needs_patches_that_fit(digits, parts):
     with pytest.raises(DemurError, match="28x28 cannot be cut"):
-        chopped(digits.images, 5, parts)
+        patch_shuffle(digits.images, 5, parts)
     with pytest.raises(DemurError, match="uint8"):
-        chopped(digits.floats(), 5)
+        patch_shuffle(digits.to_float(), 5)
     with pytest.raises(DemurError, match="at least 1"):
-        chopped(digits.images, 0)
+        patch_shuffle(digits.images, 0)
 
 
-def test_morphs_end_in_the_two_images(digits):
+def test_morphs_start_and_end_at_the_two_images(digits):
     pairs = torch.tensor([[i, i + 200] for i in range(50)])
     for fraction, column in ((0.0, 0), (1.0, 1)):
-        ends = morphs(digits, 50, fraction, pairs=pairs).int()
-        assert (ends - digits.images[pairs[:, column]].int()).abs().max() <= 9  # half of 255 / 16, rounded
+        ends = morph(digits, 50, fraction, pairs=pairs).int()
+        assert (
+            ends - digits.images[pairs[:, column]].int()
+        ).abs().max() <= 9  # half of 255 / 16, rounded
 
 
 def test_morphs_move_from_one_to_the_other(digits):
     pairs = torch.tensor([[i, i + 200] for i in range(100)])
-    first, second = digits.images[pairs[:, 0]].float(), digits.images[pairs[:, 1]].float()
-    way = [morphs(digits, 100, fraction, pairs=pairs).float() for fraction in (0, 0.15, 0.3, 0.5, 0.7, 0.85, 1)]
+    first = digits.images[pairs[:, 0]].float()
+    second = digits.images[pairs[:, 1]].float()
+    way = [
+        morph(digits, 100, fraction, pairs=pairs).float()
+        for fraction in (0, 0.15, 0.3, 0.5, 0.7, 0.85, 1)
+    ]
     from_first = [float((image - first).square().mean()) for image in way]
     from_second = [float((image - second).square().mean()) for image in way]
     assert from_first == sorted(from_first)
     assert from_second == sorted(from_second, reverse=True)
     fade = (first + second) / 2
-    assert float((way[3] - fade).abs().mean()) > 5  # a moved shape, not one image shining through the other
+    assert (
+        float((way[3] - fade).abs().mean()) > 5
+    )  # a moved shape, not one image shining through the other
     assert ((way[3] > 127).flatten(1).sum(1) > 40).all()  # and nothing has vanished
 
 
@@ -177,9 +211,14 @@ def test_a_stroke_moves_across_the_gap():
     images = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
     images[0, 0, 2:14, 2:5] = 255
     images[1, 0, 2:14, 11:14] = 255
-    morph = morphs(ImageSet(images, torch.tensor([0, 1]), ("left", "right")), 1, 1 / 3, pairs=torch.tensor([[0, 1]]))[0, 0]
-    assert connected_parts(morph.numpy() > 127)[1] == 1
-    assert (morph > 127).nonzero()[:, 1].float().mean() == pytest.approx(3 + 9 / 3, abs=0.6)
+    between = morph(
+        ImageSet(images, torch.tensor([0, 1]), ("left", "right")),
+        1,
+        1 / 3,
+        pairs=torch.tensor([[0, 1]]),
+    )[0, 0]
+    assert connected_parts(between.numpy() > 127)[1] == 1
+    assert (between > 127).nonzero()[:, 1].float().mean() == pytest.approx(3 + 9 / 3, abs=0.6)
 
 
 def test_morphs_pair_different_classes_by_seed(digits):
@@ -187,8 +226,8 @@ def test_morphs_pair_different_classes_by_seed(digits):
     pairs = _pairs(images.labels, 2000, 0)
     assert (images.labels[pairs[:, 0]] != images.labels[pairs[:, 1]]).all()
     assert set(pairs.flatten().tolist()) == set(range(204))
-    assert torch.equal(morphs(digits, 70, 0.5, seed=3), morphs(digits, 70, 0.5, seed=3))
-    assert not torch.equal(morphs(digits, 70, 0.5, seed=3), morphs(digits, 70, 0.5, seed=4))
+    assert torch.equal(morph(digits, 70, 0.5, seed=3), morph(digits, 70, 0.5, seed=3))
+    assert not torch.equal(morph(digits, 70, 0.5, seed=3), morph(digits, 70, 0.5, seed=4))
 
 
 def test_morphs_of_colour_and_of_plain_images():
@@ -198,18 +237,18 @@ def test_morphs_of_colour_and_of_plain_images():
     images[3] = 200
     colour = ImageSet(images, torch.tensor([0, 1, 0, 1]), ("a", "b"))
     pairs = torch.tensor([[0, 1], [2, 3], [1, 3]])
-    assert (morphs(colour, 3, 0.0, pairs=pairs).int() - images[[0, 2, 1]].int()).abs().max() <= 9
-    assert (morphs(colour, 3, 1.0, pairs=pairs).int() - images[[1, 3, 3]].int()).abs().max() <= 9
-    assert morphs(colour, 3, 0.5, pairs=pairs).shape == (3, 3, 8, 8)
+    assert (morph(colour, 3, 0.0, pairs=pairs).int() - images[[0, 2, 1]].int()).abs().max() <= 9
+    assert (morph(colour, 3, 1.0, pairs=pairs).int() - images[[1, 3, 3]].int()).abs().max() <= 9
+    assert morph(colour, 3, 0.5, pairs=pairs).shape == (3, 3, 8, 8)
 
 
-def test_morphs_refuse_what_cannot_be(digits):
+def test_morphs_refuse_bad_fractions_pairs_and_classes(digits):
     with pytest.raises(DemurError, match="fraction"):
-        morphs(digits, 3, 1.1)
+        morph(digits, 3, 1.1)
     with pytest.raises(DemurError, match=r"\(3, 2\)"):
-        morphs(digits, 3, 0.5, pairs=torch.tensor([[0, 1]]))
+        morph(digits, 3, 0.5, pairs=torch.tensor([[0, 1]]))
     with pytest.raises(DemurError, match="different classes"):
-        morphs(digits.subset((digits.labels == 3).nonzero().flatten()), 3, 0.5)
+        morph(digits.subset((digits.labels == 3).nonzero().flatten()), 3, 0.5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -222,22 +261,31 @@ def test_photo_patches_are_varied_and_repeat_by_seed(channels):
     assert not torch.equal(patches, photo_patches(40, 28, channels, seed=2))
 
 
-def test_foreign_images_are_brought_to_the_shape():
-    grey = torch.randint(256, (5, 1, 10, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert foreign(grey, 7, (3, 20, 30), seed=0).shape == (7, 3, 20, 30)  # enlarged, and grey made colour
-    grey_of_grey = foreign([torch.full((3, 50, 60), 90, dtype=torch.uint8)], 2, (1, 28, 28), seed=0)
+def test_photo_crops_have_the_shape():
+    grey = torch.randint(
+        256, (5, 1, 10, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    assert photo_crops(grey, 7, (3, 20, 30), seed=0).shape == (
+        7,
+        3,
+        20,
+        30,
+    )  # enlarged, and grey made colour
+    grey_of_grey = photo_crops(
+        [torch.full((3, 50, 60), 90, dtype=torch.uint8)], 2, (1, 28, 28), seed=0
+    )
     assert (grey_of_grey.int() - 90).abs().max() <= 1
     for photos, shape in [([], (1, 8, 8)), ([torch.zeros(3, 9, 9)], (1, 8, 8)), (grey, (2, 8, 8))]:
         with pytest.raises(DemurError):
-            foreign(photos, 2, shape)
+            photo_crops(photos, 2, shape)
 
 
-def test_embedded_backgrounds_add_five_candidate_classes(digits):
-    images = embedded_backgrounds(digits, 30, seed=2)
-    made = ("chopped", "morph 30 %", "morph 50 %", "morph 70 %", "photo patches")
+def test_synthetic_backgrounds_add_five_classes(digits):
+    images = synthetic_backgrounds(digits, 30, seed=2)
+    made = ("patch shuffle", "morph 30 %", "morph 50 %", "morph 70 %", "photo crops")
     assert images.class_names == (*digits.class_names, *made)
     assert images.counts().tolist() == [*digits.counts().tolist(), *[30] * 5]
     assert torch.equal(images.images[: len(digits)], digits.images)
-    assert images.fingerprint == embedded_backgrounds(digits, 30, seed=2).fingerprint
-    assert images.fingerprint != embedded_backgrounds(digits, 30, seed=3).fingerprint
+    assert images.fingerprint == synthetic_backgrounds(digits, 30, seed=2).fingerprint
+    assert images.fingerprint != synthetic_backgrounds(digits, 30, seed=3).fingerprint
     assert with_background(images, digits.class_names, made).num_classes == 11

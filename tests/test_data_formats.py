@@ -1,3 +1,5 @@
+"""Image sets from npz archives and from folders of images."""
+
 import io
 import zipfile
 
@@ -22,7 +24,14 @@ def saved(folder, **arrays):
 
 
 def test_npz_of_grey_images(tmp_path):
-    images = load(saved(tmp_path, images=PIXELS, labels=LABELS.astype(np.uint8), class_names=np.array(["x", "y", "z"])))
+    images = load(
+        saved(
+            tmp_path,
+            images=PIXELS,
+            labels=LABELS.astype(np.uint8),
+            class_names=np.array(["x", "y", "z"]),
+        )
+    )
     assert images.images.shape == (6, 1, 4, 5)
     assert np.array_equal(images.images[:, 0].numpy(), PIXELS)
     assert images.labels.tolist() == LABELS.tolist() and images.labels.dtype == torch.int64
@@ -37,11 +46,22 @@ def test_npz_in_other_layouts_and_dtypes(tmp_path):
         images = load(str(saved(tmp_path, images=form, labels=LABELS)))
         assert np.array_equal(images.images.numpy(), colour)
         assert images.class_names == ("0", "1", "2")
-    assert load(saved(tmp_path, images=PIXELS[..., None], labels=LABELS)).images.shape == (6, 1, 4, 5)
+    assert load(saved(tmp_path, images=PIXELS[..., None], labels=LABELS)).images.shape == (
+        6,
+        1,
+        4,
+        5,
+    )
 
 
 def test_npz_with_splits(tmp_path):
-    path = saved(tmp_path, train_images=PIXELS, train_labels=LABELS, test_images=PIXELS[:2], test_labels=LABELS[:2] * np.int8(1))
+    path = saved(
+        tmp_path,
+        train_images=PIXELS,
+        train_labels=LABELS,
+        test_images=PIXELS[:2],
+        test_labels=LABELS[:2] * np.int8(1),
+    )
     assert len(load(path)) == 6
     test = load(path, "test")
     assert len(test) == 2 and test.class_names == ("0", "1", "2")
@@ -81,8 +101,14 @@ def test_npz_with_splits(tmp_path):
         ({"images": PIXELS, "labels": LABELS - 1}, "out of range"),
         ({"images": PIXELS, "labels": LABELS.astype(np.uint64) + np.uint64(2**63)}, "out of range"),
         ({"images": PIXELS, "labels": LABELS * 10**8}, "out of range"),
-        ({"images": PIXELS, "labels": LABELS, "class_names": np.array(["x", "y"])}, r"lie in 0\.\.1, but reach from 0 to 2"),
-        ({"images": PIXELS, "labels": LABELS, "class_names": np.array(["x", "y", "x"])}, "'x' stands for two"),
+        (
+            {"images": PIXELS, "labels": LABELS, "class_names": np.array(["x", "y"])},
+            r"lie in 0\.\.1, but reach from 0 to 2",
+        ),
+        (
+            {"images": PIXELS, "labels": LABELS, "class_names": np.array(["x", "y", "x"])},
+            "'x' stands for two",
+        ),
         ({"images": PIXELS, "labels": LABELS * 0}, "one class only"),
         ({"images": PIXELS[:0], "labels": LABELS[:0]}, "no images"),
         ({"images": PIXELS[:, :0], "labels": LABELS}, "no images"),
@@ -96,7 +122,7 @@ def test_npz_with_bad_arrays_is_a_one_line_error_that_names_the_file(tmp_path, a
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_files_that_are_no_npz(tmp_path):
+def test_files_that_are_no_npz_are_refused(tmp_path):
     whole = saved(tmp_path, images=PIXELS, labels=LABELS).read_bytes()
     array = io.BytesIO()
     np.save(array, PIXELS)
@@ -104,18 +130,27 @@ def test_files_that_are_no_npz(tmp_path):
     with zipfile.ZipFile(stray, "w") as archive:
         archive.writestr("images", "not an array")
         archive.writestr("labels", "not an array")
-    for content in (b"", b"nonsense" * 99, whole[: len(whole) // 2], whole[50:], array.getvalue(), stray.getvalue()):
+    for content in (
+        b"",
+        b"nonsense" * 99,
+        whole[: len(whole) // 2],
+        whole[50:],
+        array.getvalue(),
+        stray.getvalue(),
+    ):
         path = tmp_path / "bad.npz"
         path.write_bytes(content)
         with pytest.raises(DemurError) as caught:
             load(path)
         assert "bad.npz" in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(DemurError, match=r"absent.npz: there is no data set of this name, and no such file"):
+    with pytest.raises(
+        DemurError, match=r"absent.npz: there is no data set of this name, and no such file"
+    ):
         load(tmp_path / "absent.npz")
 
 
 @given(where=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), cut=st.booleans())
-def test_damage_anywhere_is_our_error_or_harmless(tmp_path_factory, where, value, cut):
+def test_damage_anywhere_is_a_demur_error_or_harmless(tmp_path_factory, where, value, cut):
     folder = tmp_path_factory.mktemp("damaged")
     path = folder / "set.npz"
     np.savez_compressed(path, images=PIXELS, labels=LABELS)
@@ -182,28 +217,32 @@ def test_odd_modes_of_colour_become_rgb(tmp_path):
     half.putalpha(Image.fromarray(np.repeat([[255, 255, 0, 0, 0]], 4, 0).astype(np.uint8)))
     save_image(tmp_path / "b" / "0 rgba.png", half)
     see_through = Image.fromarray(red).quantize(4)
-    save_image(tmp_path / "b" / "1 palette.png", see_through, transparency=see_through.getpixel((0, 0)))
+    save_image(
+        tmp_path / "b" / "1 palette.png", see_through, transparency=see_through.getpixel((0, 0))
+    )
     save_image(tmp_path / "b" / "2 grey.png", PIXELS[0])
     save_image(tmp_path / "b" / "3 cmyk.tif", red, "CMYK")
     images = load(tmp_path).images
     assert images.shape == (6, 3, 4, 5)
     assert images[0, :, 0, 0].tolist() == images[1, :, 0, 0].tolist() == [200, 0, 0]
     assert images[2, :, 0, 0].tolist() == [200, 0, 0]
-    assert images[2, :, 0, 4].tolist() == images[3, :, 0, 0].tolist() == [255, 255, 255]  # nothing, on white
+    assert (
+        images[2, :, 0, 4].tolist() == images[3, :, 0, 0].tolist() == [255, 255, 255]
+    )  # transparent, on white
     assert np.array_equal(images[4].numpy(), np.stack([PIXELS[0]] * 3))
     assert (images[5, :, 0, 0].int() - torch.tensor([200, 0, 0])).abs().max() < 3
 
 
-def test_orientation_marks_are_obeyed(tmp_path):
+def test_the_recorded_orientation_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     save_image(tmp_path / "a" / "turned.png", np.rot90(PIXELS[0]), exif=exif)
     save_image(tmp_path / "b" / "plain.png", PIXELS[0])
     first, second = load(tmp_path).images
     assert torch.equal(first, second)
 
 
-def test_folders_that_are_no_image_sets(tmp_path):
+def test_folders_that_are_no_image_sets_are_refused(tmp_path):
     save_image(tmp_path / "a" / "0.png", PIXELS[0])
     with pytest.raises(DemurError, match="1 subfolders"):
         load(tmp_path)

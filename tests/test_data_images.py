@@ -1,17 +1,19 @@
+"""Image sets: their parts, draws, splits and classes."""
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demur.data import ImageSet, as_floats
+from demur.data import ImageSet, to_float
 from demur.errors import DemurError
 
 NAMES = ("a", "b", "c", "d")
 
 
 def image_set(counts, seed=0, size=3):
-    """Random images, so many of each class, in random order."""
+    """Random images with these counts of the classes, in random order."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=draw)]
@@ -20,8 +22,10 @@ def image_set(counts, seed=0, size=3):
 
 
 def numbered(n, classes=4):
-    """Images that can be told apart: image i has the pixels of i, base 256; labels go round."""
-    pixels = torch.tensor([[i // 256, i % 256] for i in range(n)], dtype=torch.uint8).view(n, 1, 1, 2)
+    """Distinct images: image i has the digits of i in base 256 as pixels, and the label i % K."""
+    pixels = torch.tensor([[i // 256, i % 256] for i in range(n)], dtype=torch.uint8).view(
+        n, 1, 1, 2
+    )
     return ImageSet(pixels, torch.arange(n) % classes, NAMES[:classes])
 
 
@@ -35,7 +39,13 @@ def numbers(images):
     [
         ({"images": torch.zeros(4, 1, 2, 2)}, "uint8"),
         ({"images": torch.zeros(4, 2, 2, dtype=torch.uint8)}, "N, C, H, W"),
-        ({"images": torch.zeros(0, 1, 2, 2, dtype=torch.uint8), "labels": torch.zeros(0, dtype=torch.int64)}, "no images"),
+        (
+            {
+                "images": torch.zeros(0, 1, 2, 2, dtype=torch.uint8),
+                "labels": torch.zeros(0, dtype=torch.int64),
+            },
+            "no images",
+        ),
         ({"images": torch.zeros(4, 0, 2, 2, dtype=torch.uint8)}, "no images"),
         ({"labels": torch.tensor([0, 1, 0])}, "one for each image"),
         ({"labels": torch.tensor([0, 1, 0, 2])}, "0..1"),
@@ -58,32 +68,39 @@ def test_parts_that_do_not_fit_are_refused(change, words):
     assert "\n" not in str(caught.value)
 
 
-def test_floats_are_uint8_over_255_and_float_images_pass():
+def test_to_float_divides_by_255_and_passes_float_images():
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    floats = as_floats(images)
+    floats = to_float(images)
     assert floats.dtype == torch.float32
     assert floats.max() == 1 and floats.min() == 0
     assert torch.equal((floats * 255).round().byte(), images)
-    assert as_floats(floats) is floats
+    assert to_float(floats) is floats
     for bad in (floats * 2, images.long(), floats / 0):
         with pytest.raises(DemurError):
-            as_floats(bad)
+            to_float(bad)
 
 
-def test_a_set_says_in_one_line_what_it_is():
-    images = ImageSet(torch.zeros(1200, 1, 2, 3, dtype=torch.uint8), torch.zeros(1200, dtype=torch.int64), ("a", "b"), "own")
+def test_the_repr_is_one_line():
+    images = ImageSet(
+        torch.zeros(1200, 1, 2, 3, dtype=torch.uint8),
+        torch.zeros(1200, dtype=torch.int64),
+        ("a", "b"),
+        "own",
+    )
     assert repr(images) == "ImageSet('own': 1,200 images of 1x2x3, 2 classes)"
 
 
-def test_floats_of_some_images():
+def test_to_float_of_some_images():
     images = numbered(10)
-    assert images.floats().shape == (10, 1, 1, 2)
-    assert torch.equal(images.floats(torch.tensor([3, 1])), images.floats()[[3, 1]])
+    assert images.to_float().shape == (10, 1, 1, 2)
+    assert torch.equal(images.to_float(torch.tensor([3, 1])), images.to_float()[[3, 1]])
 
 
 def test_fingerprint_depends_on_content_only():
     images = image_set([3, 4])
-    same = ImageSet(images.images.clone(), images.labels.clone(), images.class_names, "another name")
+    same = ImageSet(
+        images.images.clone(), images.labels.clone(), images.class_names, "another name"
+    )
     assert same.fingerprint == images.fingerprint == images.fingerprint
     pixel = images.images.clone()
     pixel[0, 0, 0, 0] += 1
@@ -142,19 +159,19 @@ def test_split_needs_two_sides(fraction):
         numbered(20).split(fraction, seed=0)
 
 
-def test_take_keeps_proportions():
+def test_sample_keeps_proportions():
     images = image_set([600, 300, 90, 10])
-    part = images.take(100, seed=1)
+    part = images.sample(100, seed=1)
     assert part.counts().tolist() == [60, 30, 9, 1]
-    assert images.take(100, seed=1).fingerprint == part.fingerprint
-    assert images.take(100, seed=2).fingerprint != part.fingerprint
-    assert images.take(1000, seed=0) is images
-    assert len(images.take(3, seed=0)) == 3
+    assert images.sample(100, seed=1).fingerprint == part.fingerprint
+    assert images.sample(100, seed=2).fingerprint != part.fingerprint
+    assert images.sample(1000, seed=0) is images
+    assert len(images.sample(3, seed=0)) == 3
     with pytest.raises(DemurError):
-        images.take(0, seed=0)
+        images.sample(0, seed=0)
 
 
-def test_balanced_draws_alike_or_names_the_rarest():
+def test_balanced_draws_the_same_number_or_names_the_rarest_class():
     images = image_set([30, 8, 12])
     part = images.balanced(8, seed=5)
     assert part.counts().tolist() == [8, 8, 8]
@@ -171,7 +188,8 @@ def test_folds_cover_each_image_once_and_evenly():
         assert sorted([*train.tolist(), *test.tolist()]) == list(range(len(images)))
         assert (images.subset(test).counts() - images.counts() / 10).abs().max() < 1
     assert sorted(index for _, test in folds for index in test.tolist()) == list(range(len(images)))
-    again, other = images.folds(10, seed=0), images.folds(10, seed=1)
+    again = images.folds(10, seed=0)
+    other = images.folds(10, seed=1)
     assert all(torch.equal(a[1], b[1]) for a, b in zip(folds, again))
     assert not all(torch.equal(a[1], b[1]) for a, b in zip(folds, other))
 
@@ -183,28 +201,31 @@ def test_folds_need_as_many_images_of_each_class():
         image_set([20, 41]).folds(1, seed=0)
 
 
-def test_only_relabels_in_the_given_order():
+def test_select_classes_relabels_in_the_given_order():
     images = numbered(40)
-    part = images.only(["c", 0])
+    part = images.select_classes(["c", 0])
     assert part.class_names == ("c", "a")
     assert {number % 4 for number in numbers(part)} == {0, 2}
     assert part.labels.tolist() == [0 if number % 4 == 2 else 1 for number in numbers(part)]
 
 
-@pytest.mark.parametrize(("classes", "words"), [(["a", "bb"], "'bb'.*'b'"), (["a", 4], "no class 4"), (["a", 0], "twice")])
-def test_only_refuses_unknown_and_repeated_classes(classes, words):
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [(["a", "bb"], "'bb'.*'b'"), (["a", 4], "no class 4"), (["a", 0], "twice")],
+)
+def test_select_classes_refuses_unknown_and_repeated_classes(classes, words):
     with pytest.raises(DemurError, match=words):
-        numbered(40).only(classes)
+        numbered(40).select_classes(classes)
 
 
-def test_merged_makes_one_class_of_many():
+def test_merge_classes_makes_one_class_of_several():
     images = numbered(40)
-    part = images.merged({"vowel": ["a"], "consonant": ["d", "b"]})
+    part = images.merge_classes({"vowel": ["a"], "consonant": ["d", "b"]})
     assert part.class_names == ("vowel", "consonant")
     assert part.counts().tolist() == [10, 20]
     assert part.labels.tolist() == [int(number % 4 > 0) for number in numbers(part)]
     with pytest.raises(DemurError, match="'b' is named twice"):
-        images.merged({"x": ["a", "b"], "y": ["b"]})
+        images.merge_classes({"x": ["a", "b"], "y": ["b"]})
 
 
 def test_indices_may_come_from_numpy():

@@ -1,71 +1,48 @@
-import gzip
-import hashlib
-import io
+"""Known data sets: read from their files, listed, and verified."""
+
 import pickle
-import zipfile
 from dataclasses import replace
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from torchvision import datasets
 
+from data_files import UPRIGHT, md5, skip_checksums, write_emnist, write_mnist
 from demur import data
-from demur.data import downloads, sources
+from demur.data import catalogue, sources
 from demur.errors import DemurError
-from demur.progress import Silent, reporting
-
-UPRIGHT = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)
-UPRIGHT[0, 0, :2] = [0, 255]
 
 
-def idx(array):
-    """An array in the format of the MNIST files."""
-    dimensions = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + dimensions + array.astype(np.uint8).tobytes()
-
-
-def md5(content):
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def write_emnist(root, variant, labels, images=UPRIGHT):
-    raw = root / "EMNIST" / "raw"
-    raw.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "test"):
-        (raw / f"emnist-{variant}-{split}-images-idx3-ubyte").write_bytes(idx(images.transpose(0, 2, 1)))
-        (raw / f"emnist-{variant}-{split}-labels-idx1-ubyte").write_bytes(idx(labels))
-
-
-def mnist_files():
-    return {
-        f"{split}-{part}-ubyte": idx(array)
-        for split in ("train", "t10k")
-        for part, array in (("images-idx3", UPRIGHT), ("labels-idx1", np.arange(30) % 10))
-    }
-
-
-def write_mnist(root):
-    (root / "MNIST" / "raw").mkdir(parents=True)
-    for name, content in mnist_files().items():
-        (root / "MNIST" / "raw" / name).write_bytes(content)
+@pytest.fixture
+def stand_ins(monkeypatch):
+    skip_checksums(monkeypatch)
 
 
 def test_digits_are_embedded_and_look_like_mnist(tmp_path):
-    train, test = data.load("digits", root=tmp_path), data.load("digits", "test", root=tmp_path)
+    train = data.load("digits", root=tmp_path)
+    test = data.load("digits", "test", root=tmp_path)
     assert len(train) + len(test) == 1797
     assert train.images.shape[1:] == (1, 28, 28)
     assert train.class_names == tuple("0123456789")
     assert train.fingerprint == data.load("digits").fingerprint
     assert (test.counts() - train.counts() / 4).abs().max() <= 1
     assert train.images.min() == 0 and train.images.max() == 255
-    edge = torch.cat([train.images[..., 0, :], train.images[..., -1, :], train.images[..., :, 0], train.images[..., :, -1]])
+    edge = torch.cat(
+        [
+            train.images[..., 0, :],
+            train.images[..., -1, :],
+            train.images[..., :, 0],
+            train.images[..., :, -1],
+        ]
+    )
     assert edge.float().mean() < 2 < 30 < train.images.float().mean() < 70
 
 
-@pytest.mark.parametrize("variant", ["balanced", "bymerge", "byclass", "letters", "digits", "mnist"])
+@pytest.mark.parametrize(
+    "variant", ["balanced", "bymerge", "byclass", "letters", "digits", "mnist"]
+)
 def test_emnist_is_upright_and_its_labels_right(tmp_path, variant):
     first = 1 if variant == "letters" else 0
     write_emnist(tmp_path, variant, np.arange(30) % 10 + first)
@@ -82,19 +59,16 @@ def test_emnist_is_upright_and_its_labels_right(tmp_path, variant):
     assert images.name == f"emnist-{variant}"
 
 
-@pytest.fixture
-def stand_ins(monkeypatch):
-    """Lets files of a test's own making pass for the official ones, whose checksums are known."""
-    monkeypatch.setattr(sources, "_wrong_checksum", lambda name, layout, root: "")
-
-
 def test_a_known_file_with_a_wrong_checksum_is_refused(tmp_path):
     write_mnist(tmp_path)
-    with pytest.raises(DemurError, match=r"train-images-idx3-ubyte has the wrong checksum .*demur data get mnist"):
+    with pytest.raises(
+        DemurError,
+        match=r"train-images-idx3-ubyte has the wrong checksum .*demur data download mnist",
+    ):
         data.load("mnist", root=tmp_path)
 
 
-def test_mnist_from_its_files(tmp_path, stand_ins):
+def test_mnist_is_read_from_its_files(tmp_path, stand_ins):
     write_mnist(tmp_path)
     images = data.load("mnist", "test", tmp_path)
     assert np.array_equal(images.images[:, 0].numpy(), UPRIGHT)
@@ -103,7 +77,12 @@ def test_mnist_from_its_files(tmp_path, stand_ins):
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: b"nonsense" * 999, lambda whole: whole + b"more"],
+    [
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: b"",
+        lambda whole: b"nonsense" * 999,
+        lambda whole: whole + b"more",
+    ],
 )
 def test_damaged_mnist_is_a_one_line_error(tmp_path, damage, stand_ins):
     write_mnist(tmp_path)
@@ -111,15 +90,19 @@ def test_damaged_mnist_is_a_one_line_error(tmp_path, damage, stand_ins):
         file = tmp_path / "MNIST" / "raw" / name
         whole = file.read_bytes()
         file.write_bytes(damage(whole))
-        with pytest.raises(DemurError, match=r"mnist in .* is damaged.*demur data get mnist --data-root") as caught:
+        with pytest.raises(
+            DemurError, match=r"mnist in .* is damaged.*demur data download mnist --data-root"
+        ) as caught:
             data.load("mnist", root=tmp_path)
         assert "\n" not in str(caught.value)
         file.write_bytes(whole)
 
 
-def test_labels_and_images_of_different_number(tmp_path):
+def test_a_different_number_of_labels_and_images_is_refused(tmp_path):
     write_emnist(tmp_path, "digits", np.arange(29) % 10)
-    with pytest.raises(DemurError, match=r"emnist-digits in .* is damaged \(labels must have shape \(30,\)"):
+    with pytest.raises(
+        DemurError, match=r"emnist-digits in .* is damaged \(labels must have shape \(30,\)"
+    ):
         data.load("emnist-digits", root=tmp_path)
     write_emnist(tmp_path, "digits", np.arange(30))
     with pytest.raises(DemurError, match=r"damaged \(labels must lie in 0\.\.9"):
@@ -137,20 +120,28 @@ def write_cifar10(root, monkeypatch, batch):
     content = pickle.dumps(batch)
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
         (folder / name).write_bytes(content)
-    meta = pickle.dumps({"label_names": list(sources.CIFAR10_CLASSES)})
+    meta = pickle.dumps({"label_names": list(catalogue.CIFAR10_CLASSES)})
     (folder / "batches.meta").write_bytes(meta)
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", [[f"data_batch_{i}", md5(content)] for i in range(1, 6)])
+    monkeypatch.setattr(
+        datasets.CIFAR10, "train_list", [[f"data_batch_{i}", md5(content)] for i in range(1, 6)]
+    )
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", md5(content)]])
     monkeypatch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": md5(meta)})
 
 
-def test_cifar10_from_the_official_batches_before_the_npz(tmp_path, monkeypatch, stand_ins):
+def test_the_official_cifar10_batches_come_before_the_npz(tmp_path, monkeypatch, stand_ins):
     pixels = np.random.default_rng(0).integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
-    part = {f"{split}_{kind}": array[:4] for split in ("train", "test") for kind, array in (("images", pixels), ("labels", np.arange(4)))}
+    part = {
+        f"{split}_{kind}": array[:4]
+        for split in ("train", "test")
+        for kind, array in (("images", pixels), ("labels", np.arange(4)))
+    }
     np.savez(tmp_path / "cifar10.npz", **part)
     images = data.load("cifar10", root=tmp_path)
     assert len(images) == 4 and images.num_classes == 10 and images.name == "cifar10"
-    write_cifar10(tmp_path, monkeypatch, {"data": pixels.reshape(10, -1), "labels": list(range(10))})
+    write_cifar10(
+        tmp_path, monkeypatch, {"data": pixels.reshape(10, -1), "labels": list(range(10))}
+    )
     images = data.load("cifar10", root=tmp_path)
     assert len(images) == 50 and images.class_names[3] == "cat"
     assert np.array_equal(data.load("cifar10", "test", tmp_path).images.numpy(), pixels)
@@ -168,54 +159,86 @@ def test_changed_cifar10_batches_are_not_unpickled(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "file", "command"),
     [
-        ("mnist", "MNIST/raw/train-images-idx3-ubyte", "demur data get mnist"),
-        ("emnist-letters", "emnist-letters-train-images-idx3-ubyte", "demur data get emnist-letters"),
-        ("emnist-merge", "emnist_merge.npz", "cannot be downloaded, but emnist-bymerge can: demur data get emnist-bymerge"),
-        ("cifar10", "cifar-10-batches-py/data_batch_1 nor cifar10.npz", "demur data get cifar10"),
+        ("mnist", "MNIST/raw/train-images-idx3-ubyte", "demur data download mnist"),
+        (
+            "emnist-letters",
+            "emnist-letters-train-images-idx3-ubyte",
+            "demur data download emnist-letters",
+        ),
+        (
+            "emnist-merge",
+            "emnist_merge.npz",
+            "cannot be downloaded, but emnist-bymerge can: demur data download emnist-bymerge",
+        ),
+        (
+            "cifar10",
+            "cifar-10-batches-py/data_batch_1 nor cifar10.npz",
+            "demur data download cifar10",
+        ),
     ],
 )
-def test_missing_data_says_what_was_looked_for_and_how_to_get_it(tmp_path, name, file, command):
+def test_missing_data_names_the_file_and_the_command(tmp_path, name, file, command):
     with pytest.raises(DemurError) as caught:
         data.load(name, root=tmp_path)
     message = str(caught.value)
-    assert file in message and f"{command} --data-root {tmp_path}" in message and "\n" not in message
+    assert (
+        file in message and f"{command} --data-root {tmp_path}" in message and "\n" not in message
+    )
 
 
-def test_unknown_name_offers_the_nearest(tmp_path):
-    for call in (data.load, data.get, lambda name: data.check(tmp_path, [name])):
-        with pytest.raises(DemurError, match=r"unknown data set 'emnist-ballanced'. Did you mean 'emnist-balanced'"):
+def test_an_unknown_name_suggests_the_nearest(tmp_path):
+    for call in (data.load, data.download, lambda name: data.verify(tmp_path, [name])):
+        with pytest.raises(
+            DemurError, match=r"unknown data set 'emnist-ballanced'. Did you mean 'emnist-balanced'"
+        ):
             call("emnist-ballanced")
 
 
-def test_a_path_that_is_not_there_is_said_to_be_neither_a_name_nor_a_path(tmp_path):
-    for call in (data.load, lambda name: data.check(tmp_path, [name])):
+def test_a_missing_path_is_neither_a_name_nor_a_path(tmp_path):
+    for call in (data.load, lambda name: data.verify(tmp_path, [name])):
         for path in (str(tmp_path / "none"), str(tmp_path / "none.npz")):
-            with pytest.raises(DemurError, match="no data set of this name, and no such file or folder"):
+            with pytest.raises(
+                DemurError, match="no data set of this name, and no such file or folder"
+            ):
                 call(path)
-    with pytest.raises(DemurError, match=r"unknown data set 'none'.*There is no such file or folder, either"):
+    with pytest.raises(
+        DemurError, match=r"unknown data set 'none'.*There is no such file or folder, either"
+    ):
         data.load("none")
 
 
-def test_a_path_is_checked_by_what_is_in_it(tmp_path):
+def test_a_path_is_verified_by_its_content(tmp_path):
     labels = np.array([0, 1, 1, 2, 2, 2])
     images = np.full((6, 4, 5, 3), 7, np.uint8)
     images[0] = 250
-    np.savez(tmp_path / "own.npz", train_images=images, train_labels=labels, test_images=images[:2], test_labels=labels[:2])
+    np.savez(
+        tmp_path / "own.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images[:2],
+        test_labels=labels[:2],
+    )
     (tmp_path / "empty" / "cat").mkdir(parents=True)
-    whole, empty = data.check(tmp_path, [str(tmp_path / "own.npz"), str(tmp_path / "empty")])
+    whole, empty = data.verify(tmp_path, [str(tmp_path / "own.npz"), str(tmp_path / "empty")])
     assert whole.state == "ok"
-    assert whole.reason == "6 + 2 images of 5x4 colour, pixels from 7 to 250; 3 classes, 1 (0) to 3 (2) images of each"
+    counts = "6 + 2 images of 5x4 colour, pixels from 7 to 250"
+    assert whole.reason == f"{counts}; 3 classes, 1 (0) to 3 (2) images of each"
     assert empty.state == "bad" and "has no images" in empty.reason
 
 
-def test_a_part_of_a_set_says_of_what_it_is_a_part(tmp_path):
-    assert {status.name: status.subset_of for status in data.describe(tmp_path)}["cifar10"] is None
+def test_a_subset_names_the_whole_set(tmp_path):
+    assert {status.name: status.subset_of for status in data.list_datasets(tmp_path)}[
+        "cifar10"
+    ] is None
     np.savez(tmp_path / "cifar10.npz", images=UPRIGHT, labels=np.arange(30))
-    (cifar10,) = (status for status in data.describe(tmp_path) if status.name == "cifar10")
-    assert cifar10.images == {"train": 25_000, "test": 5_000} and cifar10.subset_of == {"train": 50_000, "test": 10_000}
+    (cifar10,) = (status for status in data.list_datasets(tmp_path) if status.name == "cifar10")
+    assert cifar10.images == {"train": 25_000, "test": 5_000} and cifar10.subset_of == {
+        "train": 50_000,
+        "test": 10_000,
+    }
 
 
-def test_root_is_the_argument_or_the_environment_or_the_cache(tmp_path, monkeypatch):
+def test_the_root_is_the_argument_the_environment_or_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DEMUR_DATA", str(tmp_path / "environment"))
     assert data.data_root(tmp_path) == tmp_path
     assert data.data_root() == tmp_path / "environment"
@@ -224,9 +247,9 @@ def test_root_is_the_argument_or_the_environment_or_the_cache(tmp_path, monkeypa
     assert data.data_root() == tmp_path / "cache" / "demur"
 
 
-def test_describe_says_what_is_there_and_what_could_be_had(tmp_path):
+def test_data_sets_are_listed_with_their_downloads(tmp_path):
     write_mnist(tmp_path)
-    known = {status.name: status for status in data.describe(tmp_path)}
+    known = {status.name: status for status in data.list_datasets(tmp_path)}
     assert list(known) == list(sources.SOURCES)
     assert known["digits"].where == "embedded" and known["digits"].megabytes is None
     assert known["mnist"].where == str(tmp_path / "MNIST/raw/train-images-idx3-ubyte")
@@ -236,12 +259,12 @@ def test_describe_says_what_is_there_and_what_could_be_had(tmp_path):
     assert known["cifar10"].images == {"train": 50_000, "test": 10_000}
 
 
-def test_check_finds_missing_damaged_and_wrong_data(tmp_path):
+def test_verification_finds_missing_damaged_and_wrong_data(tmp_path):
     write_mnist(tmp_path)
     write_emnist(tmp_path, "digits", np.arange(30) % 10)
     write_emnist(tmp_path, "balanced", np.arange(30) % 10 + 47)
     np.savez(tmp_path / "cifar10.npz", images=UPRIGHT, labels=np.arange(30))
-    found = {result.name: result for result in data.check(tmp_path)}
+    found = {result.name: result for result in data.verify(tmp_path)}
     assert {name: result.state for name, result in found.items()} == {
         "digits": "ok",
         "mnist": "bad",
@@ -260,147 +283,54 @@ def test_check_finds_missing_damaged_and_wrong_data(tmp_path):
     assert found["digits"].reason == "1,438 + 359 images, 10 classes"
 
 
-def test_check_of_classes_and_pixel_range(tmp_path, monkeypatch):
+def test_verification_of_classes_and_pixel_range(tmp_path, monkeypatch):
     source = sources.SOURCES["emnist-digits"]
     small = replace(source, layouts=(replace(source.layouts[0], images={"train": 30, "test": 30}),))
     monkeypatch.setitem(sources.SOURCES, "emnist-digits", small)
     write_emnist(tmp_path, "digits", np.arange(30) % 10)
-    (result,) = data.check(tmp_path, ["emnist-digits"])
+    (result,) = data.verify(tmp_path, ["emnist-digits"])
     assert (result.state, result.reason) == ("ok", "30 + 30 images, 10 classes")
     write_emnist(tmp_path, "digits", np.arange(30) % 9)
-    assert data.check(tmp_path, ["emnist-digits"])[0].reason == "train has images of 9 classes, not 10."
-    write_emnist(tmp_path, "digits", np.arange(30) % 10, UPRIGHT // 255)
-    assert data.check(tmp_path, ["emnist-digits"])[0].reason == "train has pixels from 0 to 1, not from 0 to 255."
-
-
-class Network:
-    """Answers from a dictionary of addresses, and counts."""
-
-    def __init__(self, monkeypatch, files):
-        self.files, self.asked = files, []
-        monkeypatch.setattr(downloads, "urlopen", self.open)
-
-    def open(self, request, timeout):
-        self.asked.append(request.full_url)
-        if request.full_url not in self.files:
-            raise URLError("Name or service not known")
-        response = io.BytesIO(self.files[request.full_url])
-        response.headers = {"Content-Length": str(len(response.getvalue()))}
-        return response
-
-
-class Amounts(Silent):
-    def __init__(self):
-        self.total = self.done = 0.0
-
-    def start(self, job, total):
-        self.total += total
-        return 0
-
-    def advance(self, job, amount, note):
-        self.done += amount
-
-
-def offer_mnist(monkeypatch):
-    """Small MNIST archives on the second mirror, and their checksums where the official ones are known."""
-    content = {f"{name}.gz": gzip.compress(file) for name, file in mnist_files().items()}
-    monkeypatch.setattr(datasets.MNIST, "resources", [(name, md5(archive)) for name, archive in content.items()])
-    archives = tuple(
-        downloads.Archive(f"MNIST/raw/{name}", md5(archive), (f"https://down/{name}", f"https://up/{name}"))
-        for name, archive in content.items()
+    assert (
+        data.verify(tmp_path, ["emnist-digits"])[0].reason
+        == "train has images of 9 classes, not 10."
     )
-    small = replace(downloads.MNIST, archives=archives)
-    monkeypatch.setitem(sources.SOURCES, "mnist", replace(sources.SOURCES["mnist"], download=small))
-    return {f"https://up/{name}": archive for name, archive in content.items()}
-
-
-def files_under(root):
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
-
-
-def test_get_mnist_from_the_mirror_that_answers(tmp_path, monkeypatch, stand_ins):
-    network = Network(monkeypatch, offer_mnist(monkeypatch))
-    progress = Amounts()
-    with reporting(progress):
-        data.get("mnist", tmp_path / "new folder")
-    assert files_under(tmp_path / "new folder") == sorted(f"MNIST/raw/{name}" for name in mnist_files())
-    assert np.array_equal(data.load("mnist", root=tmp_path / "new folder").images[:, 0].numpy(), UPRIGHT)
-    assert progress.done == progress.total == sum(map(len, network.files.values()))
-    asked = len(network.asked)
-    data.get("mnist", tmp_path / "new folder")
-    assert len(network.asked) == asked == 8
-
-
-def test_get_without_a_network_is_a_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
-    files = offer_mnist(monkeypatch)
-    files.popitem()
-    Network(monkeypatch, files)
-    with pytest.raises(DemurError, match=r"cannot download t10k-labels.*Name or service not known.*Check the network") as caught:
-        data.get("mnist", tmp_path)
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_get_refuses_a_wrong_checksum(tmp_path, monkeypatch):
-    Network(monkeypatch, dict.fromkeys(offer_mnist(monkeypatch), b"a page that says sorry"))
-    with pytest.raises(DemurError, match="wrong checksum"):
-        data.get("mnist", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_get_emnist_unpacks_all_its_variants(tmp_path, monkeypatch):
-    write_emnist(tmp_path / "made", "balanced", np.arange(30))
-    write_emnist(tmp_path / "made", "letters", np.arange(30) % 26 + 1)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for file in (tmp_path / "made").rglob("*-ubyte"):
-            archive.writestr(f"gzip/{file.name}.gz", gzip.compress(file.read_bytes()))
-    monkeypatch.setattr(datasets.EMNIST, "md5", md5(packed.getvalue()))
-    archives = (replace(downloads.EMNIST.archives[0], md5=md5(packed.getvalue())),)
-    source = sources.SOURCES["emnist-letters"]
-    monkeypatch.setitem(sources.SOURCES, "emnist-letters", replace(source, download=replace(source.download, archives=archives)))
-    Network(monkeypatch, {datasets.EMNIST.url: packed.getvalue()})
-    data.get("emnist-letters", tmp_path)
-    assert np.array_equal(data.load("emnist-letters", root=tmp_path).images[:, 0].numpy(), UPRIGHT)
-    assert len(data.load("emnist-balanced", root=tmp_path)) == 30
-    assert not list((tmp_path / "EMNIST").rglob("*.*z*"))
-
-
-def test_get_of_what_cannot_be_downloaded_or_written(tmp_path, monkeypatch):
-    with pytest.raises(DemurError, match="emnist-merge cannot be downloaded, but emnist-bymerge can"):
-        data.get("emnist-merge", tmp_path)
-    data.get("digits", tmp_path)
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DemurError, match=r"cannot write to .*file"):
-        data.get("mnist", tmp_path / "file")
-
-
-def test_the_official_addresses_and_checksums_are_torchvisions():
-    assert {Path(archive.path).name: archive.md5 for archive in downloads.MNIST.archives} == dict(datasets.MNIST.resources)
-    assert downloads.EMNIST.archives[0].path == f"EMNIST/raw/{Path(datasets.EMNIST.url).name}"
-    assert downloads.CIFAR10.archives[0].urls == (datasets.CIFAR10.url,)
+    write_emnist(tmp_path, "digits", np.arange(30) % 10, UPRIGHT // 255)
+    assert (
+        data.verify(tmp_path, ["emnist-digits"])[0].reason
+        == "train has pixels from 0 to 1, not from 0 to 255."
+    )
 
 
 @pytest.mark.real_data
-def test_the_real_data_is_whole(data_root):
-    found = {result.name: result for result in data.check(data_root, ["mnist", "emnist-merge", "cifar10"])}
+def test_the_real_data_is_complete(data_root):
+    found = {
+        result.name: result
+        for result in data.verify(data_root, ["mnist", "emnist-merge", "cifar10"])
+    }
     assert {result.state for result in found.values()} == {"ok"}, found
 
 
 @pytest.mark.real_data
-def test_the_real_emnist_is_upright_and_comes_in_one_piece(data_root):
+def test_the_real_emnist_is_upright_and_has_no_splits(data_root):
     images = data.load("emnist-merge", root=data_root)
     assert images.images.shape == (299_933, 1, 28, 28)
     assert "".join(images.class_names) == "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
-    mean = {name: images.images[images.labels == images.class_names.index(name), 0].float().mean(0) for name in "LT7"}
+    mean = {
+        name: images.images[images.labels == images.class_names.index(name), 0].float().mean(0)
+        for name in "LT7"
+    }
     assert mean["T"][4:10].mean() > 1.5 * mean["T"][18:24].mean()  # its bar is above
-    assert mean["L"][18:24].mean() > mean["L"][4:10].mean() and mean["L"][:, :14].sum() > mean["L"][:, 14:].sum()
+    assert (
+        mean["L"][18:24].mean() > mean["L"][4:10].mean()
+        and mean["L"][:, :14].sum() > mean["L"][:, 14:].sum()
+    )
     with pytest.raises(DemurError, match="no test split"):
         data.load("emnist-merge", "test", data_root)
 
 
 @pytest.mark.real_data
-def test_the_real_mnist_reads_as_torchvision_has_it(data_root):
+def test_the_real_mnist_is_that_of_torchvision(data_root):
     images = data.load("mnist", "test", data_root)
     mnist = datasets.MNIST(data_root, train=False)
     for index in (0, 5000, 9999):

@@ -9,10 +9,12 @@ import torch
 from pydantic import BaseModel
 
 from demur import data
-from demur.experiments import localized_training, neural_rejection, smoothing, together
+from demur.commands.run import STUDIES
+from demur.evaluation.profiles import load_profile
+from demur.experiments import localized_training, neural_rejection, smoothing
 from demur.experiments.background_class import experiment
 from demur.experiments.background_class.profile import Profile
-from demur.experiments.runner import load_profile
+from demur.studies import comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
@@ -22,7 +24,9 @@ def blocks(text, language):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_readmes_first_python_block_runs_by_itself_and_a_saved_classifier_comes_back(tmp_path, monkeypatch):
+def test_the_readmes_first_python_block_runs_by_itself_and_a_saved_classifier_comes_back(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     code = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[0]
     names = {}
@@ -31,7 +35,9 @@ def test_the_readmes_first_python_block_runs_by_itself_and_a_saved_classifier_co
     assert float((names["clf"].predict(images) == labels).float().mean()) > 0.8
     assert float((names["defended"].predict(images) == labels).float().mean()) > 0.8
     # The memory is laid out otherwise after training, so sums may round otherwise.
-    torch.testing.assert_close(names["again"].scores(images), names["defended"].scores(images), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        names["again"].scores(images), names["defended"].scores(images), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_the_example_of_neural_rejection_runs_as_written(tmp_path, monkeypatch):
@@ -39,9 +45,11 @@ def test_the_example_of_neural_rejection_runs_as_written(tmp_path, monkeypatch):
     code, hardening = blocks((ROOT / "docs" / "rejection.md").read_text(encoding="utf-8"), "python")
     names = {}
     exec(code, names)
-    images, labels = names["test"].floats(), names["test"].labels
+    images, labels = names["test"].to_float(), names["test"].labels
     for defended in (names["deep"], names["again"], names["single"]):
-        came = torch.bincount(names["outcomes"](defended, images, labels), minlength=3) / len(labels)
+        came = torch.bincount(names["outcomes"](defended, images, labels), minlength=3) / len(
+            labels
+        )
         assert came[2] < 0.05 and (defended is names["single"] or came[0] > 0.7)
     exec(hardening, names)
     assert names["hardened"].added_ > 0
@@ -49,9 +57,15 @@ def test_the_example_of_neural_rejection_runs_as_written(tmp_path, monkeypatch):
 
 def sections(model, name=""):
     """Names of the TOML tables, each with its keys and whether they have a default."""
-    kinds = {key: (field.annotation, *get_args(field.annotation)) for key, field in model.model_fields.items()}
+    kinds = {
+        key: (field.annotation, *get_args(field.annotation))
+        for key, field in model.model_fields.items()
+    }
     inner = {
-        key: next((kind for kind in own if isinstance(kind, type) and issubclass(kind, BaseModel)), None) for key, own in kinds.items()
+        key: next(
+            (kind for kind in own if isinstance(kind, type) and issubclass(kind, BaseModel)), None
+        )
+        for key, own in kinds.items()
     }
     inner = {key: kind for key, kind in inner.items() if kind}
     yield name, {key: field for key, field in model.model_fields.items() if key not in inner}
@@ -68,16 +82,22 @@ def sections(model, name=""):
             "localized-training": localized_training.Profile,
             "neural-rejection": neural_rejection.Profile,
             "smoothing": smoothing.Profile,
-            "together": together.Profile,
+            "comparison": comparison.Profile,
         }.items()
         for one in sections(profile)
     ],
 )
 def test_every_key_of_a_profile_is_described_with_its_default(experiment, section, fields):
     text = PROFILES.split(f"## Every key of `{experiment}`", 1)[1].split("## ", 1)[0]
-    header = f"`[{section}]`" if f"`[{section}]`" in text else f"`[[{section}]]`"  # a table, or one of several
+    header = (
+        f"`[{section}]`" if f"`[{section}]`" in text else f"`[[{section}]]`"
+    )  # a table, or one of several
     part = text.split(header, 1)[1].split("`[", 1)[0] if section else text.split("`[", 1)[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| `")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in part.splitlines()
+        if line.startswith("| `")
+    ]
     described = {row[0].strip("`"): row for row in rows}
     assert list(described) == list(fields)
     for key, field in fields.items():
@@ -91,10 +111,12 @@ def test_every_key_of_a_profile_is_described_with_its_default(experiment, sectio
 
 def test_the_example_of_localized_training_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks((ROOT / "docs" / "localized-training.md").read_text(encoding="utf-8"), "python")
+    (code,) = blocks(
+        (ROOT / "docs" / "localized-training.md").read_text(encoding="utf-8"), "python"
+    )
     names = {}
     exec(code, names)
-    images, labels = names["test"].floats(), names["test"].labels
+    images, labels = names["test"].to_float(), names["test"].labels
     assert float((names["defended"].predict(images) == labels).float().mean()) > 0.8
 
 
@@ -102,15 +124,20 @@ def test_the_example_of_smoothing_runs_as_written():
     (code,) = blocks((ROOT / "docs" / "smoothing.md").read_text(encoding="utf-8"), "python")
     names = {}
     exec(code, names)
-    images, labels = names["test"].floats(), names["test"].labels
+    images, labels = names["test"].to_float(), names["test"].labels
     assert float((names["smooth"].predict(images) == labels).float().mean()) > 0.8
 
 
 def test_the_table_example_shows_that_reliance_on_the_chosen_features_falls(capsys):
     exec((ROOT / "examples" / "tabular.py").read_text(encoding="utf-8"), {"__name__": "example"})
-    plain, hardened = ([float(word.strip("%")) for word in line.split()[1:]] for line in capsys.readouterr().out.splitlines()[1:])
+    plain, hardened = (
+        [float(word.strip("%")) for word in line.split()[1:]]
+        for line in capsys.readouterr().out.splitlines()[1:]
+    )
     assert hardened[0] > plain[0] - 5  # clean accuracy stays
-    assert hardened[1] > plain[1] + 3 and hardened[2] > plain[2] + 20  # shuffled, attacked: less is lost
+    assert (
+        hardened[1] > plain[1] + 3 and hardened[2] > plain[2] + 20
+    )  # shuffled, attacked: less is lost
 
 
 def test_the_example_of_a_profile_makes_its_images_and_is_ready_to_run(tmp_path, monkeypatch):
@@ -119,7 +146,10 @@ def test_the_example_of_a_profile_makes_its_images_and_is_ready_to_run(tmp_path,
     exec(code, {})
     (tmp_path / "own.toml").write_text(profile)
     assert "demur run background-class --profile own.toml" in PROFILES
-    material = experiment.prepare(load_profile("background-class", "own.toml"), None, 0)
+    material = experiment.prepare(load_profile(STUDIES["background-class"], "own.toml"), None, 0)
     assert material.taken.startswith("Data: own + made backgrounds, ")
     # The images of the embedded digits, in classes of the same names, and none lost on the way.
-    assert data.load("own").only("0123456789").counts().tolist() == data.load("digits").counts().tolist()
+    assert (
+        data.load("own").select_classes("0123456789").counts().tolist()
+        == data.load("digits").counts().tolist()
+    )

@@ -1,4 +1,4 @@
-"""The house: imports run downwards only, and the library neither prints nor runs a stranger's code."""
+"""The house: imports run downwards only; the library does not print or run foreign code."""
 
 import ast
 import re
@@ -9,20 +9,32 @@ import pytest
 import demur
 
 SOURCE = Path(demur.__file__).parent
-FLOORS = [
+ROOMS = [
     ["errors"],
     ["files", "seeds", "hardware", "progress"],
     ["classifier"],
+    ["goals"],
+    ["norms"],
+    ["masks"],
+    ["threat"],
+    ["metrics"],
     ["data"],
     ["networks"],
+    ["training"],
     ["attacks"],
     ["defenses"],
+    ["loading"],
     ["evaluation"],
     ["experiments"],
+    ["studies"],
     ["report"],
+    ["commands"],
     ["cli"],
 ]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LONG = {"experiments"}  # they are redesigned in the next steps of version 2
+FLOOR = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}
+TRUSTED = "loading/state_dicts.py"
+"""The only file that may read weights that can run code: where the user allows it."""
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -38,31 +50,40 @@ def imports(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [node.module] if node.module != "demur" else [f"demur.{alias.name}" for alias in node.names]
+            names = (
+                [node.module]
+                if node.module != "demur"
+                else [f"demur.{alias.name}" for alias in node.names]
+            )
         else:
             continue
         found |= {name.split(".")[1] for name in names if name.startswith("demur.")}
     return found - {"__version__"}
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name != "__init__.py" or path.parent != SOURCE], ids=str)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.name != "__init__.py" or path.parent != SOURCE], ids=str
+)
 def test_imports_run_downwards_only(path):
     here = room(path)
     for other in imports(path) - {here}:
-        assert FLOOR[other] < FLOOR[here], f"{path.relative_to(SOURCE)} imports demur.{other}, which is not below it"
+        assert FLOOR[other] < FLOOR[here], (
+            f"{path.relative_to(SOURCE)} imports demur.{other}, which is not below it"
+        )
 
 
 def test_the_rule_would_notice():
     """Negative control."""
-    assert imports(SOURCE / "networks" / "training.py") >= {"data", "hardware"}
+    assert imports(SOURCE / "attacks" / "engine.py") >= {"hardware", "masks", "norms", "threat"}
     assert FLOOR["networks"] < FLOOR["attacks"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_files_are_short_and_never_load_what_can_run_code(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 400
+    assert len(text.splitlines()) <= (650 if room(path) in LONG else 350)
     assert not re.search(r"^\s*print\(", text, re.MULTILINE)
     assert not re.search(r"(pickle|joblib)\.loads?\(", text)
-    for call in re.findall(r"torch\.load\(.*", text):
-        assert "weights_only=True" in call
+    calls = re.findall(r"torch\.load\(.*", text)
+    unsafe = [call for call in calls if "weights_only=True" not in call]
+    assert len(unsafe) == (path.relative_to(SOURCE).as_posix() == TRUSTED)

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 
 from demur import DemurError, Outcome
-from demur.experiments import run
+from demur.commands.run import STUDIES, run
+from demur.evaluation.profiles import load_profile
+from demur.evaluation.results import read, read_gallery
 from demur.experiments.neural_rejection import attackers, models
-from demur.experiments.results import read, read_gallery
-from demur.experiments.runner import EXPERIMENTS, load_profile
 from demur.report import render
 
 TINY = """
@@ -25,7 +25,7 @@ learning_rate = 0.05
 gallery = 6
 machines = { per_class = 20, C = 10.0, combiner_C = 10.0 }
 attack = { images = 6, repeats = 2, eps = [0.0, 1.0, 2.0, 4.0], steps = 12, step_size = 0.3 }
-strongest = { steps = 12, eps = 2.0, ensemble_steps = 3, targets = 1, queries = 10 }
+strongest = { steps = 12, eps = 2.0, ensemble_steps = 3, n_targets = 1, n_queries = 10 }
 thresholds = { images = 8, steps = 5, rates = [0.01, 0.05, 0.1] }
 retraining = { attacked = 60, eps = 2.0, steps = 10, epochs = 1 }
 adversarial = { eps = 1.0, steps = 2, epochs = 1 }
@@ -71,9 +71,17 @@ def test_a_run_leaves_its_tables_curves_and_pictures(folder):
         "After adversarial training",
         "Outcomes against false rejection",
     ]
-    assert len(results.curves[0].series) == 9 and len(results.curves[1].series) == 12 and len(results.curves[2].series) == 4
+    assert (
+        len(results.curves[0].series) == 9
+        and len(results.curves[1].series) == 12
+        and len(results.curves[2].series) == 4
+    )
     pictures, original, attacked = read_gallery(folder)
-    assert {picture.model for picture in pictures} == {"DNN", "NR", "DNR"} and original.shape == attacked.shape
+    assert {picture.model for picture in pictures} == {
+        "DNN",
+        "NR",
+        "DNR",
+    } and original.shape == attacked.shape
     assert results.summary and len(results.cost.cells) > 20
     page = render(folder).read_text()
     assert "demur run neural-rejection" in page and "NaN" not in page
@@ -81,7 +89,9 @@ def test_a_run_leaves_its_tables_curves_and_pictures(folder):
 
 def test_at_eps_0_a_rejection_is_an_error_and_from_there_on_it_is_not(folder):
     results = read(folder)
-    whole, correct, rejected = (figures(results, title) for title in ("Correct or rejected", "Correct,", "Rejected"))
+    whole, correct, rejected = (
+        figures(results, title) for title in ("Correct or rejected", "Correct,", "Rejected")
+    )
     for attacker in attackers.ATTACKERS:
         for model in ("NR", "DNR"):
             assert whole[attacker, model, "eps 0"] == correct[attacker, model, "eps 0"]
@@ -90,14 +100,16 @@ def test_at_eps_0_a_rejection_is_an_error_and_from_there_on_it_is_not(folder):
                 assert whole[attacker, model, eps] == pytest.approx(together)
 
 
-def test_the_strongest_is_never_weaker_than_another_and_errors_never_fall_with_eps(folder):
+def test_the_strongest_ensemble_is_never_weaker_than_another_and_errors_never_fall_with_eps(folder):
     """R12, R13: image by image, so in every figure."""
     whole = figures(read(folder), "Correct or rejected")
     names = {row for _, row, _ in whole}
     for model in names:
         for eps in ("eps 1", "eps 2", "eps 4"):
             strongest = whole[attackers.STRONGEST, model, eps]
-            assert all(strongest <= whole[attacker, model, eps] + 1e-9 for attacker in attackers.ATTACKERS)
+            assert all(
+                strongest <= whole[attacker, model, eps] + 1e-9 for attacker in attackers.ATTACKERS
+            )
         curve = [whole[attackers.STRONGEST, model, eps] for eps in ("eps 1", "eps 2", "eps 4")]
         assert curve == sorted(curve, reverse=True)
 
@@ -112,7 +124,10 @@ def test_no_attacker_sends_more_than_eps(folder):
                 continue
             sent, eps = file.get_tensor("sent"), config["settings"]["eps"]
         moved = (sent - sent[0]).flatten(2).double().norm(dim=2)
-        assert bool((moved <= torch.tensor(eps)[:, None] * (1 + 1e-6)).all()) and 0 <= float(sent.min()) <= float(sent.max()) <= 1
+        assert (
+            bool((moved <= torch.tensor(eps)[:, None] * (1 + 1e-6)).all())
+            and 0 <= float(sent.min()) <= float(sent.max()) <= 1
+        )
         checked += 1
     assert checked == 3  # three networks
 
@@ -123,28 +138,41 @@ def test_a_run_is_resumed_from_its_cells_and_says_the_same(folder, profile):
     cells[-1].unlink()
     run("neural-rejection", profile, out=folder)
     after = read(folder)
-    assert before.tables == after.tables and before.curves == after.curves and before.summary == after.summary
+    assert (
+        before.tables == after.tables
+        and before.curves == after.curves
+        and before.summary == after.summary
+    )
 
 
 def test_no_image_is_both_trained_on_and_attacked_or_a_threshold_set_on(profile):
     """R17."""
-    material = models.prepare(load_profile("neural-rejection", profile), None, 0)
-    parts = [{image.numpy().tobytes() for image in part.images} for part in (material.train, material.validation, material.test)]
+    material = models.prepare(load_profile(STUDIES["neural-rejection"], profile), None, 0)
+    parts = [
+        {image.numpy().tobytes() for image in part.images}
+        for part in (material.train, material.validation, material.test)
+    ]
     assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
 
 
 def test_double_initialisation_starts_from_another_class(profile):
-    material = models.prepare(load_profile("neural-rejection", profile), None, 0)
-    images = material.test.take(30, 0)
+    material = models.prepare(load_profile(STUDIES["neural-rejection"], profile), None, 0)
+    images = material.test.sample(30, 0)
     others = attackers.other_classes(images, material.validation, 0)
     known = {
-        image.numpy().tobytes(): int(label) for image, label in zip(material.validation.floats(), material.validation.labels, strict=True)
+        image.numpy().tobytes(): int(label)
+        for image, label in zip(
+            material.validation.to_float(), material.validation.labels, strict=True
+        )
     }
-    assert all(known[other.numpy().tobytes()] != int(label) for other, label in zip(others, images.labels, strict=True))
+    assert all(
+        known[other.numpy().tobytes()] != int(label)
+        for other, label in zip(others, images.labels, strict=True)
+    )
 
 
 def test_the_worst_is_wrong_if_any_attacker_makes_it_so(profile):
-    settings = load_profile("neural-rejection", profile)
+    settings = load_profile(STUDIES["neural-rejection"], profile)
     count = len(settings.attack.eps)
 
     class Found:
@@ -153,8 +181,10 @@ def test_the_worst_is_wrong_if_any_attacker_makes_it_so(profile):
 
     distance = torch.tensor([0.0, 1.0, 3.0, torch.inf])
     rejected_at = torch.tensor([torch.inf, 0.0, 1.5, 1.5])
-    worst = attackers.worst(settings, Found(Outcome.CORRECT), Found(Outcome.CORRECT), distance, rejected_at)
-    assert worst[0].tolist() == [Outcome.CORRECT] * 4  # at eps 0 nobody attacks
+    worst = attackers.worst(
+        settings, Found(Outcome.CORRECT), Found(Outcome.CORRECT), distance, rejected_at
+    )
+    assert worst[0].tolist() == [Outcome.CORRECT] * 4  # at eps 0 there is no attack
     assert worst[1:].tolist() == [
         [Outcome.WRONG, Outcome.WRONG, Outcome.CORRECT, Outcome.CORRECT],
         [Outcome.WRONG, Outcome.WRONG, Outcome.REJECTED, Outcome.REJECTED],
@@ -184,6 +214,6 @@ def test_a_profile_that_does_not_fit_is_said(change, said, tmp_path):
 
 @pytest.mark.parametrize("name", ["demo", "desk", "paper"])
 def test_the_profiles_are_sound(name):
-    profile = load_profile("neural-rejection", name)
+    profile = load_profile(STUDIES["neural-rejection"], name)
     assert profile.strongest.eps in profile.attack.eps
-    assert Path(EXPERIMENTS["neural-rejection"].__file__).with_name(f"{name}.toml").exists()
+    assert Path(STUDIES["neural-rejection"].__file__).with_name(f"{name}.toml").exists()

@@ -1,6 +1,7 @@
 """The report: the pivot, what is refused, what is escaped, what a reader sees."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from demur.errors import DemurError
-from demur.experiments.results import Figure
+from demur.evaluation.results import Measurement
 from demur.report import number, pivot, render
 
 ITEM = {
@@ -30,15 +31,38 @@ ITEM = {
 
 
 def figure(column: str, measured: float | None, **more: Any) -> dict[str, Any]:
-    return {"group": "FGS", "row": "Digits", "column": column, "unit": "%", "measured": measured, **more}
+    return {
+        "group": "FGS",
+        "row": "Digits",
+        "column": column,
+        "unit": "%",
+        "measured": measured,
+        **more,
+    }
 
 
 def results(**changes: Any) -> dict[str, Any]:
     rows = [
-        figure("correct", 9.84, paper=5.91, paper_sd=1.42, sd=0.9, splits=3, n=37470, low=9.5, high=10.2),
+        figure(
+            "correct",
+            9.84,
+            paper=5.91,
+            paper_sd=1.42,
+            sd=0.9,
+            splits=3,
+            n=37470,
+            low=9.5,
+            high=10.2,
+        ),
         figure("wrong", 90.16, paper=94.09, paper_sd=1.42),
     ]
-    series = {"name": "Digits", "n": 1000, "correct": [0.99, 0.2], "rejected": [0.01, 0.3], "wrong": [0.0, 0.5]}
+    series = {
+        "name": "Digits",
+        "n": 1000,
+        "correct": [0.99, 0.2],
+        "rejected": [0.01, 0.3],
+        "wrong": [0.0, 0.5],
+    }
     return {
         "schema": 1,
         "experiment": "background-class",
@@ -52,18 +76,37 @@ def results(**changes: Any) -> dict[str, Any]:
         "device": "cpu",
         "data": {"name": "emnist-merge", "fingerprint": "9f2c", "images": 299933, "classes": 47},
         "tables": [{"id": "table-5", "title": "Table V", "note": "", "rows": rows}],
-        "curves": [{"id": "c", "title": "FGS", "note": "", "x_label": "eps", "x": [0, 0.3], "series": [series]}],
-        "cost": {"seconds": 812.4, "cells": [{"cell": "train", "seconds": 71.2, "forwards": 0, "backwards": 0}]},
+        "curves": [
+            {
+                "id": "c",
+                "title": "FGS",
+                "note": "",
+                "x_label": "eps",
+                "x": [0, 0.3],
+                "series": [series],
+            }
+        ],
+        "cost": {
+            "seconds": 812.4,
+            "cells": [{"cell": "train", "seconds": 71.2, "forwards": 0, "backwards": 0}],
+        },
         "warnings": [],
     } | changes
 
 
-def write_run(folder: Path, items: list[dict[str, Any]] | None = None, shape: tuple[int, ...] = (1, 28, 28), **changes: Any) -> Path:
+def write_run(
+    folder: Path,
+    items: list[dict[str, Any]] | None = None,
+    shape: tuple[int, ...] = (1, 28, 28),
+    **changes: Any,
+) -> Path:
     (folder / "results.json").write_text(json.dumps(results(**changes)), encoding="utf-8")
     if items is not None:
         random = np.random.default_rng(0)
         original = random.integers(0, 256, (len(items), *shape), dtype=np.uint8)
-        attacked = np.clip(original + random.integers(-64, 65, original.shape), 0, 255).astype(np.uint8)
+        attacked = np.clip(original + random.integers(-64, 65, original.shape), 0, 255).astype(
+            np.uint8
+        )
         tensors = {"original": original, "attacked": attacked}
         save_file(tensors, folder / "gallery.safetensors", metadata={"items": json.dumps(items)})
     return folder
@@ -74,8 +117,16 @@ def page(folder: Path, **changes: Any) -> str:
 
 
 def test_pivot_keeps_first_appearance_and_groups_together() -> None:
-    cells = [("A", "x", "n"), ("B", "x", "wrong"), ("A", "y", "correct"), ("A", "x", "wrong"), ("A", "x", "rate")]
-    columns, lines = pivot([{"group": g, "row": r, "column": c, "measured": 1.0} for g, r, c in cells])
+    cells = [
+        ("A", "x", "n"),
+        ("B", "x", "wrong"),
+        ("A", "y", "correct"),
+        ("A", "x", "wrong"),
+        ("A", "x", "rate"),
+    ]
+    columns, lines = pivot(
+        [{"group": g, "row": r, "column": c, "measured": 1.0} for g, r, c in cells]
+    )
     # Outcomes come in their own order in the places that outcomes have.
     assert columns == ["n", "correct", "wrong", "rate"]
     assert [(line.group, line.row) for line in lines] == [("A", "x"), ("A", "y"), ("B", "x")]
@@ -93,8 +144,12 @@ def test_pivot_refuses_two_figures_in_one_cell_and_a_nan() -> None:
     ("measured", "paper_sd", "expected"),
     [(4.1, 1.0, 1), (-0.1, 1.0, -1), (4.0, 1.0, 0), (9.0, None, 0), (None, 1.0, 0)],
 )
-def test_a_figure_departs_beyond_two_sd(measured: float | None, paper_sd: float | None, expected: int) -> None:
-    assert Figure("r", "c", measured=measured, paper=2.0, paper_sd=paper_sd).departs == expected
+def test_a_figure_departs_beyond_two_sd(
+    measured: float | None, paper_sd: float | None, expected: int
+) -> None:
+    assert (
+        Measurement("r", "c", measured=measured, paper=2.0, paper_sd=paper_sd).departs == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,13 +185,24 @@ def test_page_shows_measured_beside_paper_and_how_to_run_it_again(tmp_path: Path
 
 
 def test_the_command_has_what_the_run_needs_and_no_more(tmp_path: Path) -> None:
-    html = page(tmp_path, profile="my own.toml", seed=3, device_asked="cpu", data={"name": "my own.npz", "rooted": False})
-    assert "demur run background-class --profile &#39;my own.toml&#39; --seed 3 --device cpu</code>" in html
+    html = page(
+        tmp_path,
+        profile="my own.toml",
+        seed=3,
+        device_asked="cpu",
+        data={"name": "my own.npz", "rooted": False},
+    )
+    assert (
+        "demur run background-class --profile &#39;my own.toml&#39; --seed 3 --device cpu</code>"
+        in html
+    )
 
 
 def test_the_papers_brackets_are_explained_where_there_are_any(tmp_path: Path) -> None:
     assert "the paper’s own stand small" in page(tmp_path)
-    assert "paper’s" not in page(tmp_path, tables=[{"title": "Own", "rows": [figure("wrong", 1.0)]}])
+    assert "paper’s" not in page(
+        tmp_path, tables=[{"title": "Own", "rows": [figure("wrong", 1.0)]}]
+    )
 
 
 def test_a_cards_number_is_named(tmp_path: Path) -> None:
@@ -164,7 +230,9 @@ def test_a_run_without_the_optional_parts_renders(tmp_path: Path) -> None:
 
 def test_a_curve_of_one_x_is_a_table_only(tmp_path: Path) -> None:
     series = {"name": "Digits", "correct": [0.5], "rejected": [0.2], "wrong": [0.3]}
-    html = page(tmp_path, curves=[{"title": "One", "x_label": "eps", "x": [0.3], "series": [series]}])
+    html = page(
+        tmp_path, curves=[{"title": "One", "x_label": "eps", "x": [0.3], "series": [series]}]
+    )
     assert "<details open>" in html
     assert 'class="panel"' not in html
 
@@ -173,13 +241,27 @@ EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 
 
 def test_everything_from_the_run_folder_is_escaped(tmp_path: Path) -> None:
-    rows = [figure(EVIL, 1.0, group=EVIL, row=EVIL, unit=EVIL, note=EVIL), figure("wrong", None, note=EVIL)]
-    series = {"name": EVIL, "n": 1, "correct": [0.5, 0.2], "rejected": [0.2, 0.3], "wrong": [0.3, 0.5]}
+    rows = [
+        figure(EVIL, 1.0, group=EVIL, row=EVIL, unit=EVIL, note=EVIL),
+        figure("wrong", None, note=EVIL),
+    ]
+    series = {
+        "name": EVIL,
+        "n": 1,
+        "correct": [0.5, 0.2],
+        "rejected": [0.2, 0.3],
+        "wrong": [0.3, 0.5],
+    }
     texts = dict.fromkeys(("experiment", "title", "profile", "source", "device"), EVIL)
     html = page(
         tmp_path,
         items=[
-            {**ITEM, **dict.fromkeys(("label", "model", "attack", "attacker", "clean_decision", "decision"), EVIL)},
+            {
+                **ITEM,
+                **dict.fromkeys(
+                    ("label", "model", "attack", "attacker", "clean_decision", "decision"), EVIL
+                ),
+            },
             ITEM,
         ],
         summary=[EVIL],
@@ -188,7 +270,16 @@ def test_everything_from_the_run_folder_is_escaped(tmp_path: Path) -> None:
         versions={EVIL: EVIL},
         data={"name": EVIL, "fingerprint": EVIL},
         tables=[{"id": EVIL, "title": EVIL, "note": EVIL, "rows": rows}],
-        curves=[{"id": EVIL, "title": EVIL, "note": EVIL, "x_label": EVIL, "x": [0, 1], "series": [series]}],
+        curves=[
+            {
+                "id": EVIL,
+                "title": EVIL,
+                "note": EVIL,
+                "x_label": EVIL,
+                "x": [0, 1],
+                "series": [series],
+            }
+        ],
         cost={"seconds": 1, "cells": [{"cell": EVIL, "seconds": 1, "forwards": 0, "backwards": 0}]},
         **texts,
     )
@@ -214,11 +305,17 @@ def test_page_loads_nothing(tmp_path: Path) -> None:
 def test_rendering_twice_gives_the_same_bytes_and_leaves_no_other_file(tmp_path: Path) -> None:
     first = page(tmp_path, items=[ITEM])
     assert page(tmp_path, items=[ITEM]) == first
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gallery.safetensors", "report.html", "results.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "gallery.safetensors",
+        "report.html",
+        "results.json",
+    ]
 
 
 @pytest.mark.parametrize(("count", "shape"), [(400, (1, 28, 28)), (60, (3, 224, 224))])
-def test_page_stays_below_ten_megabytes_even_for_noise(tmp_path: Path, count: int, shape: tuple[int, ...]) -> None:
+def test_page_stays_below_ten_megabytes_even_for_noise(
+    tmp_path: Path, count: int, shape: tuple[int, ...]
+) -> None:
     path = render(write_run(tmp_path, items=[ITEM] * count, shape=shape))
     assert path.stat().st_size < 10_000_000
     assert path.read_text(encoding="utf-8").count('<li class="card"') == count
@@ -234,13 +331,14 @@ def test_page_stays_below_ten_megabytes_even_for_noise(tmp_path: Path, count: in
         b"[1, 2]",
         b'{"loss": 0.3}',
         json.dumps(results(schema=2)).encode(),
-        json.dumps(results(tables=[{"title": "T", "rows": [figure("wrong", float("nan"))]}])).encode(),
+        json.dumps(results(tables=[{"title": "T", "rows": [figure("wrong", math.nan)]}])).encode(),
         json.dumps(results(tables=[{"title": "T", "rows": [figure("wrong", 1.0)] * 2}])).encode(),
         json.dumps(results(curves=[{"title": "c", "x_label": "x", "x": [0, 1], "series": [
             {"name": "short", "correct": [1], "rejected": [0], "wrong": [0]}]}])).encode(),
         json.dumps(results(title=3) | {"two\nlines": 1}).encode(),
     ],
-    ids=["missing", "empty", "truncated", "binary", "list", "foreign", "schema", "nan", "twice", "lengths", "type"],
+    ids=["missing", "empty", "truncated", "binary", "list", "foreign", "schema", "nan", "twice",
+         "lengths", "type"],
 )  # fmt: skip
 def test_what_is_no_result_is_refused_in_one_line(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
@@ -249,7 +347,7 @@ def test_what_is_no_result_is_refused_in_one_line(tmp_path: Path, content: bytes
         render(tmp_path)
     message = str(refusal.value)
     assert str(tmp_path / "results.json") in message
-    assert "demur run EXPERIMENT" in message
+    assert "demur run STUDY" in message
     assert "\n" not in message
     assert not (tmp_path / "report.html").exists()
 
@@ -258,11 +356,18 @@ def test_what_is_no_result_is_refused_in_one_line(tmp_path: Path, content: bytes
 def test_what_is_no_gallery_is_refused_in_one_line(tmp_path: Path, fault: str) -> None:
     write_run(tmp_path)
     images = np.zeros((2, 1, 8, 8), np.float32 if fault == "type" else np.uint8)
-    tensors = {"original": images, "attacked": images[:, :, :4].copy() if fault == "shape" else images}
+    tensors = {
+        "original": images,
+        "attacked": images[:, :, :4].copy() if fault == "shape" else images,
+    }
     if fault == "tensor":
         del tensors["attacked"]
     items = [ITEM] * (3 if fault == "count" else 2)
-    save_file(tensors, tmp_path / "gallery.safetensors", metadata={"items": "{" if fault == "items" else json.dumps(items)})
+    save_file(
+        tensors,
+        tmp_path / "gallery.safetensors",
+        metadata={"items": "{" if fault == "items" else json.dumps(items)},
+    )
     if fault == "bytes":
         (tmp_path / "gallery.safetensors").write_bytes(b"not a gallery")
     with pytest.raises(DemurError) as refusal:

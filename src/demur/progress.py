@@ -1,4 +1,4 @@
-"""One way to say how far a long job is. The library reports; only the command line draws."""
+"""Progress of long jobs. The library reports it; only the command line draws it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,47 +7,71 @@ from typing import Protocol
 
 
 class Reporter(Protocol):
-    """Where progress goes: the command line's bars, a test's list, or nowhere."""
+    """Receiver of progress: the progress bars of the command line, a test's list, or nothing.
+
+    Examples
+    --------
+    >>> reporter: Reporter = Silent()
+    """
 
     def start(self, job: str, total: float) -> int:
-        """Take note of a job of `total` units of work, within the jobs that are under way; give its number."""
+        """Record a job of `total` units of work inside the jobs under way; return its number."""
 
     def advance(self, job: int, amount: float, note: str) -> None:
-        """Take note that the job has done `amount` more units."""
+        """Record that the job has done `amount` more units."""
 
     def finish(self, job: int) -> None:
-        """Take note that the job is over."""
+        """Record that the job is over."""
 
     def message(self, text: str) -> None:
-        """Take note of something that the user should know (a warning, a cell computed again)."""
+        """Record a text for the user, for example a warning."""
 
 
 class Silent:
-    """The reporter that says nothing."""
+    """Reporter that discards everything.
+
+    Examples
+    --------
+    >>> Silent().start("training", 10)
+    0
+    """
 
     def start(self, job: str, total: float) -> int:
-        """Ignore it."""
+        """Discard the start of a job; return 0."""
         return 0
 
     def advance(self, job: int, amount: float, note: str) -> None:
-        """Ignore it."""
+        """Discard the progress."""
 
     def finish(self, job: int) -> None:
-        """Ignore it."""
+        """Discard the end of a job."""
 
     def message(self, text: str) -> None:
-        """Ignore it."""
+        """Discard the text."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job that is under way."""
+    """A job that is under way.
+
+    Parameters
+    ----------
+    reporter : Reporter
+        The reporter that the job was started on.
+    number : int
+        The job's number on that reporter.
+
+    Examples
+    --------
+    >>> with job("training", 10) as progress:
+    ...     progress.advance(10, "loss 0.1")
+    """
 
     reporter: Reporter
     number: int
 
     def advance(self, amount: float, note: str = "") -> None:
-        """Report `amount` more units of work done."""
+        """Report `amount` more units of work, and optionally a note to show."""
         self.reporter.advance(self.number, amount, note)
 
 
@@ -56,9 +80,28 @@ _current: Reporter = Silent()
 
 @contextmanager
 def reporting(to: Reporter) -> Iterator[None]:
-    """Inside, progress goes to `to`."""
+    """Send all progress inside the block to a reporter.
+
+    Parameters
+    ----------
+    to : Reporter
+        The reporter. After the block the previous one is active again.
+
+    Examples
+    --------
+    >>> class Listening(Silent):
+    ...     texts = []
+    ...
+    ...     def message(self, text):
+    ...         self.texts.append(text)
+    >>> with reporting(Listening()):
+    ...     message("hello")
+    >>> Listening.texts
+    ['hello']
+    """
     global _current
-    before, _current = _current, to
+    before = _current
+    _current = to
     try:
         yield
     finally:
@@ -67,7 +110,25 @@ def reporting(to: Reporter) -> Iterator[None]:
 
 @contextmanager
 def job(name: str, total: float) -> Iterator[Job]:
-    """Begin and finish a job of `total` units on the reporter in force."""
+    """Start a job on the active reporter, and finish it at the end of the block.
+
+    Parameters
+    ----------
+    name : str
+        What is done, for the user.
+    total : float
+        Units of work that the job will take.
+
+    Yields
+    ------
+    Job
+        The job; call its `advance` as the work proceeds.
+
+    Examples
+    --------
+    >>> with job("training", 10) as progress:
+    ...     progress.advance(10)
+    """
     reporter = _current
     number = reporter.start(name, total)
     try:
@@ -77,5 +138,15 @@ def job(name: str, total: float) -> Iterator[Job]:
 
 
 def message(text: str) -> None:
-    """Tell the reporter in force something that the user should know."""
+    """Send a text for the user to the active reporter.
+
+    Parameters
+    ----------
+    text : str
+        One line, for example a warning.
+
+    Examples
+    --------
+    >>> message("the checkpoint belongs to another training")
+    """
     _current.message(text)

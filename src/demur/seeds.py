@@ -1,34 +1,155 @@
-"""Seeds: every random draw comes from a generator that is named, so that order, batching and resuming never change it."""
+"""Seeds: each random draw comes from a named generator, so order, batching and resuming cannot
+change it.
+"""
 
 import hashlib
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from demur.errors import DemurError
+
 
 def derive(seed: int, *names: object) -> int:
-    """A 63-bit seed for the thing that `names` describe, under the run's `seed`."""
-    text = "\x1f".join(map(repr, (seed, *names)))
+    """Derive a seed for one purpose from the seed of the run.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the run. Integers of numpy count as those of Python.
+    *names : object
+        Description of the purpose. Each object counts by its `repr`.
+
+    Returns
+    -------
+    int
+        A seed of 63 bits.
+
+    Raises
+    ------
+    DemurError
+        If the seed is no integer.
+
+    Examples
+    --------
+    >>> derive(0, "order", 1) == derive(0, "order", 1)
+    True
+    >>> derive(0, "order", 1) == derive(0, "order", 2)
+    False
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise DemurError(f"seed must be an integer, not {seed!r}.") from None
+    text = "\x1f".join(map(repr, (number, *names)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def generator(seed: int, *names: object) -> torch.Generator:
-    """A CPU generator for the thing that `names` describe, under the run's `seed`."""
+    """Make a CPU generator for one purpose.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the run.
+    *names : object
+        Description of the purpose, as in `derive`.
+
+    Returns
+    -------
+    torch.Generator
+        A new generator on the CPU.
+
+    Examples
+    --------
+    >>> first = torch.rand(3, generator=generator(0, "noise"))
+    >>> torch.equal(first, torch.rand(3, generator=generator(0, "noise")))
+    True
+    """
     return torch.Generator().manual_seed(derive(seed, *names))
 
 
 def image_keys(images: Tensor) -> list[int]:
-    """One integer an image, made of its pixels: the same image has the same key in any batch, call or process."""
+    """Compute an integer key for each image from its pixels.
+
+    Parameters
+    ----------
+    images : Tensor of shape (N, ...)
+        The images. They count as float32.
+
+    Returns
+    -------
+    list of int
+        N keys. Equal images have equal keys in every batch, call and process.
+
+    Examples
+    --------
+    >>> images = torch.rand(2, 1, 4, 4)
+    >>> image_keys(images)[1:] == image_keys(images[1:])
+    True
+    """
     rows = images.detach().to("cpu", torch.float32).contiguous().flatten(1).numpy()
-    return [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little") for row in rows]
+    return [
+        int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little")
+        for row in rows
+    ]
 
 
 def uniform(keys: Sequence[int], shape: Sequence[int], seed: int, *names: object) -> Tensor:
-    """Uniform draws in [0, 1), shape (len(keys), *shape): row i depends on keys[i], the seed and the names alone."""
-    return torch.stack([torch.rand(tuple(shape), generator=generator(seed, key, *names)) for key in keys])
+    """Draw from the uniform distribution on [0, 1), one row for each key.
+
+    Parameters
+    ----------
+    keys : sequence of int
+        N keys, as from `image_keys`.
+    shape : sequence of int
+        Shape of one row.
+    seed : int
+        Seed of the run.
+    *names : object
+        Description of the purpose, as in `derive`.
+
+    Returns
+    -------
+    Tensor of shape (N, *shape)
+        Row i depends on ``keys[i]``, the seed and the names only.
+
+    Examples
+    --------
+    >>> torch.equal(uniform([1, 2], (3,), 0)[1:], uniform([2], (3,), 0))
+    True
+    """
+    return torch.stack(
+        [torch.rand(tuple(shape), generator=generator(seed, key, *names)) for key in keys]
+    )
 
 
 def normal(keys: Sequence[int], shape: Sequence[int], seed: int, *names: object) -> Tensor:
-    """Standard normal draws, shape (len(keys), *shape): row i depends on keys[i], the seed and the names alone."""
-    return torch.stack([torch.randn(tuple(shape), generator=generator(seed, key, *names)) for key in keys])
+    """Draw from the standard normal distribution, one row for each key.
+
+    Parameters
+    ----------
+    keys : sequence of int
+        N keys, as from `image_keys`.
+    shape : sequence of int
+        Shape of one row.
+    seed : int
+        Seed of the run.
+    *names : object
+        Description of the purpose, as in `derive`.
+
+    Returns
+    -------
+    Tensor of shape (N, *shape)
+        Row i depends on ``keys[i]``, the seed and the names only.
+
+    Examples
+    --------
+    >>> torch.equal(normal([1, 2], (3,), 0)[1:], normal([2], (3,), 0))
+    True
+    """
+    return torch.stack(
+        [torch.randn(tuple(shape), generator=generator(seed, key, *names)) for key in keys]
+    )

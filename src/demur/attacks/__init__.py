@@ -1,56 +1,74 @@
-"""Attacks: plain functions of a classifier, images and labels, all with a goal and a region, all on one driver."""
+"""Attacks: frozen dataclasses that are called with a classifier, images, labels and a threat."""
 
-from demur.attacks import regions
-from demur.attacks.apgd import apgd
-from demur.attacks.carlini import carlini_l0, carlini_l2, carlini_linf
-from demur.attacks.driver import AttackResult, Problem, drive
-from demur.attacks.fast_gradient import fg, fgs
-from demur.attacks.features import density, likeness
-from demur.attacks.frozen import widened
-from demur.attacks.goals import NEVER, AnyError, Evade, ForceReject, Goal, Target
-from demur.attacks.minimum_norm import ddn, fmn, sigma_zero
-from demur.attacks.noise import noise
-from demur.attacks.normalized_gradient import normalized_gradient
-from demur.attacks.norms import sizes
-from demur.attacks.pgd import pgd
-from demur.attacks.rounding import round_towards
-from demur.attacks.square import square
-from demur.attacks.strongest import Strongest, strongest
-from demur.attacks.transfer import transfer
-from demur.attacks.wrapping import StraightThrough, expectation
+from demur import masks
+from demur.attacks.apgd import APGD
+from demur.attacks.base import Attack, MinimumNormAttack, SearchAttack
+from demur.attacks.book import Rows
+from demur.attacks.bpda import WithBPDA
+from demur.attacks.carlini_wagner import CarliniWagnerL2
+from demur.attacks.carlini_wagner_stages import CarliniWagnerL0, CarliniWagnerLinf
+from demur.attacks.engine import run_attack
+from demur.attacks.fast_gradient import FGM, FGSM
+from demur.attacks.fast_minimum_norm import DDN, FMN
+from demur.attacks.features import feature_density, feature_matching
+from demur.attacks.normalized_gradient import NormalizedGradient
+from demur.attacks.pgd import PGD
+from demur.attacks.quantize import quantize_towards
+from demur.attacks.random_noise import RandomNoise
+from demur.attacks.result import AttackResult
+from demur.attacks.sampling import SquareSample
+from demur.attacks.sigma_zero import SigmaZero
+from demur.attacks.square import Square
+from demur.attacks.state import AttackState
+from demur.attacks.strongest import EnsembleResult, Strongest
+from demur.attacks.transfer import Transfer
+from demur.attacks.wrappers import (
+    BPDA,
+    WithWiderKernels,
+    expectation_over_transformation,
+    wider_kernels,
+)
+from demur.goals import AnyError, Evade, ForceReject, Goal, Target
+from demur.norms import sizes
 
 __all__ = [
-    "NEVER",
+    "APGD",
+    "BPDA",
+    "DDN",
+    "FGM",
+    "FGSM",
+    "FMN",
+    "PGD",
     "AnyError",
+    "Attack",
     "AttackResult",
+    "AttackState",
+    "CarliniWagnerL0",
+    "CarliniWagnerL2",
+    "CarliniWagnerLinf",
+    "EnsembleResult",
     "Evade",
     "ForceReject",
     "Goal",
-    "Problem",
-    "StraightThrough",
+    "MinimumNormAttack",
+    "NormalizedGradient",
+    "RandomNoise",
+    "Rows",
+    "SearchAttack",
+    "SigmaZero",
+    "Square",
+    "SquareSample",
     "Strongest",
     "Target",
-    "apgd",
-    "carlini_l0",
-    "carlini_l2",
-    "carlini_linf",
-    "ddn",
-    "density",
-    "drive",
-    "expectation",
-    "fg",
-    "fgs",
-    "fmn",
-    "likeness",
-    "noise",
-    "normalized_gradient",
-    "pgd",
-    "regions",
-    "round_towards",
-    "sigma_zero",
+    "Transfer",
+    "WithBPDA",
+    "WithWiderKernels",
+    "expectation_over_transformation",
+    "feature_density",
+    "feature_matching",
+    "masks",
+    "quantize_towards",
+    "run_attack",
     "sizes",
-    "square",
-    "strongest",
-    "transfer",
-    "widened",
+    "wider_kernels",
 ]

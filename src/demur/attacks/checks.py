@@ -1,69 +1,180 @@
-"""Checks on what an attack is asked for: its classifier, images, goal, eps and numbers; and on how blind it was (R14, R16)."""
+"""Checks on what an attack is asked for, and on how blind it was (R14, R16)."""
 
 import warnings
+from numbers import Real
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from demur.attacks.goals import Evade, Goal
-from demur.classifier import Classifier, check_classifier, check_images, check_labels, device_of, evaluating
+from demur.attacks.book import Regularizer
+from demur.classifier import (
+    Classifier,
+    check_classifier,
+    check_images,
+    check_labels,
+    device_of,
+    evaluating,
+)
+from demur.classifier.checks import INTEGERS
 from demur.errors import DemurError, DemurWarning
+from demur.goals import Goal, as_goal
 
-BLIND = 0.5  # the share of gradients without use at which the user is told
+if TYPE_CHECKING:
+    from demur.attacks.base import SearchAttack
 
+BLIND = 0.5
+"""Share of useless gradients above which the user is warned."""
 
-def given_goal(goal: object) -> Goal:
-    """The goal; `Evade()` for None. Raises: DemurError for what is no goal."""
-    if goal is None:
-        return Evade()
-    if not isinstance(goal, Goal):
-        raise DemurError(f"a goal is Evade(), Target(classes), AnyError() or ForceReject(), not {goal!r}.")
-    return goal
+NO_GRADIENT = (
+    "the classifier gives no gradient with respect to its images; "
+    "use an attack that needs only scores: Square, RandomNoise or Transfer."
+)
 
 
 @torch.no_grad()
 def check_request(classifier: Classifier, images: Tensor, labels: Tensor, goal: object) -> None:
-    """Raise DemurError unless classifier, images (N, C, H, W), labels (N,) and goal fit each other; asks for the scores of one image.
+    """Raise DemurError unless classifier, images, labels and goal fit each other.
 
-    Warns where the scores are probabilities: a softmax saturates, and gradients through it vanish.
+    This asks for the scores of one image. It warns if the scores look like probabilities: a softmax
+    saturates, and gradients vanish in it (R16). It warns of batch statistics, too.
     """
+    if torch.is_inference_mode_enabled():
+        raise DemurError("leave torch.inference_mode: attacks need gradients.")
     check_classifier(classifier)
     check_images(images)
     if images.dtype not in (torch.float32, torch.float64):
         raise DemurError(f"attacks need float32 or float64 images, not {images.dtype}.")
     check_labels(labels, len(images), classifier.num_classes)
-    goal = given_goal(goal)
+    goal = as_goal(goal)
     with evaluating(classifier), torch.random.fork_rng():
         scores = classifier(images[:1].to(device_of(classifier, images.device)))
     goal.check(labels, classifier.num_classes, scores.shape[1])
     if not bool(torch.isfinite(scores).all()):
-        raise DemurError("the classifier gave NaN or infinite scores for the first image: no decision can be made on it.")
-    if bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-4:
+        raise DemurError(
+            "the classifier gave NaN or infinite scores for the first image: "
+            "no decision can be made on it."
+        )
+    _warn_of_batch_statistics(classifier)
+    if _like_probabilities(classifier, scores):
         warn(
-            "the classifier's scores look like probabilities; where they saturate, attacks on their gradients fail without being resisted. "
-            "Leave the softmax away: the decision is the same."
+            "the classifier's scores look like probabilities; where they saturate, attacks on "
+            "their gradients fail although the classifier is not robust. Remove the softmax: "
+            "the decision is the same."
         )
 
 
-def check_bonus(goal: Goal | None, eps: object) -> None:
-    """Raise DemurError for a bonus where the smallest change is sought."""
-    if eps is None and goal is not None and goal.bonus is not None:
-        raise DemurError("an attack that seeks the smallest change follows the boundary alone: a goal's bonus is for attacks with an eps.")
+def _like_probabilities(classifier: Classifier, scores: Tensor) -> bool:
+    """Say whether the scores (1, columns), or those of the classes alone, look like a softmax.
+
+    The probabilities of kernel machines are excepted: R20 holds for them.
+    """
+    parts = [scores]
+    if not any(hasattr(module, "wider_kernels") for module in classifier.modules()):
+        parts.append(scores[:, : classifier.num_classes])
+    sums = [float(part.sum()) for part in parts if bool((part >= 0).all())]
+    return any(abs(total - 1) < 1e-4 for total in sums)
+
+
+def _warn_of_batch_statistics(classifier: Classifier) -> None:
+    for name, module in classifier.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            warn(
+                f"the layer {name!r} normalises by the statistics of the batch: the decision on an "
+                "image depends on the images beside it. Use track_running_stats=True."
+            )
+            return
+
+
+def check_starting_points(
+    points: Tensor | None, images: Tensor, attack: "SearchAttack"
+) -> list[Tensor]:
+    """Give the starting points of each run, or raise DemurError if they do not fit the images, or
+    the attack takes none.
+    """
+    if points is None:
+        return []
+    if not attack.takes_starting_points:
+        raise DemurError(
+            f"{type(attack).__name__} takes no starting points: PGD, APGD and FMN take them."
+        )
+    if not isinstance(points, Tensor):
+        raise DemurError(
+            "starting points must be one tensor, such as torch.stack([images, others]), "
+            f"not {type(points).__name__}."
+        )
+    runs = [points] if points.ndim == images.ndim else list(points)
+    if len(runs) > attack.restarts:
+        raise DemurError(
+            f"there are starting points for {len(runs)} runs, but restarts is {attack.restarts}."
+        )
+    for run in runs:
+        check_images(run)
+        if run.shape != images.shape:
+            raise DemurError(
+                f"starting points have shape {tuple(run.shape)}, the images {tuple(images.shape)}."
+            )
+    return runs
+
+
+def check_toward(
+    toward: Tensor | None, classifier: Classifier, labels: Tensor, goal: Goal
+) -> Tensor | None:
+    """Give the columns to raise, (N,), or raise DemurError unless the goal wants each of them."""
+    if toward is None:
+        return None
+    known = isinstance(toward, Tensor)
+    if not known or toward.dtype not in INTEGERS or toward.shape != labels.shape:
+        kind = f"{toward.dtype} of shape {tuple(toward.shape)}" if known else type(toward).__name__
+        raise DemurError(
+            "toward must be one integer column for each image, a tensor of shape "
+            f"({len(labels)},), not {kind}."
+        )
+    columns = classifier.num_classes + classifier.rejects
+    toward = toward.to(labels.device, torch.int64)
+    if bool(((toward < 0) | (toward >= columns)).any()):
+        raise DemurError(f"toward must lie in 0..{columns - 1}, the columns of the scores.")
+    scores = torch.zeros(len(labels), columns, device=labels.device)
+    wanted = goal.wanted(scores, labels.to(torch.int64), classifier.num_classes)
+    if not bool(wanted.gather(1, toward[:, None]).all()):
+        raise DemurError(
+            f"toward names a column that {goal} does not want, such as the true class."
+        )
+    return toward
+
+
+def check_regularizer(regularizer: Regularizer | None, count: int, smallest: bool) -> None:
+    """Raise DemurError if a regularizer does not fit the attack, or has guides of other images."""
+    if regularizer is None:
+        return
+    if smallest:
+        raise DemurError(
+            "an attack that seeks the smallest change follows the boundary alone: "
+            "a regularizer is for attacks with an eps."
+        )
+    guides = getattr(regularizer, "count", count)
+    if guides != count:
+        raise DemurError(f"the regularizer has {guides} guide images for {count} images.")
 
 
 def check_answers(answered: Tensor) -> None:
-    """Raise DemurError unless all images were answered (N,) with finite scores at least once."""
+    """Raise DemurError unless every image (N,) got finite scores at least once."""
     bad = int((~answered).sum())
     if bad:
-        raise DemurError(f"the classifier gave only NaN or infinite scores for {bad} of {len(answered)} images: no decision can be made.")
+        raise DemurError(
+            f"the classifier gave only NaN or infinite scores for {bad} of {len(answered)} images: "
+            "no decision can be made on them."
+        )
 
 
-def warn_if_blind(flat: int, gradients: int) -> None:
-    """Warn where most gradients were zero or not finite: failure then says nothing of robustness."""
-    if gradients and flat >= BLIND * gradients:
+def warn_if_blind(zero_gradients: int, gradients: int) -> None:
+    """Warn if most gradients were zero or not finite: failures then say nothing."""
+    if gradients and zero_gradients >= BLIND * gradients:
         warn(
-            f"{flat / gradients:.0%} of the gradients were zero or not finite: the attack was blind, and what it did not find says "
-            "nothing. Use another loss or start, square, or StraightThrough."
+            f"{zero_gradients / gradients:.0%} of the gradients were zero or not finite: "
+            "the attack was blind, and its failures say nothing about robustness. "
+            "Use another loss, other starting points, Square, or BPDA."
         )
 
 
@@ -72,47 +183,34 @@ def warn(message: str) -> None:
     warnings.warn(message, DemurWarning, stacklevel=5)
 
 
-def check_eps(eps: float | Tensor, count: int, norm: str) -> Tensor:
-    """Limits (count,) in float64 of an eps that is one number or one for each image.
-
-    Raises: DemurError if it is no number, negative, not finite, of another shape, or above 1 in Linf, where 1 is all there is.
-    """
-    try:
-        limits = torch.as_tensor(eps, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError) as error:
-        raise DemurError(f"eps must be a number, or a tensor of one for each image, not {eps!r}.") from error
-    if limits.ndim > 1 or (limits.ndim == 1 and len(limits) != count):
-        raise DemurError(f"eps must be one number, or one for each of the {count} images, not of shape {tuple(limits.shape)}.")
-    if not bool(torch.isfinite(limits).all()) or bool((limits < 0).any()):
-        raise DemurError("eps must be finite and not negative.")
-    if norm == "linf" and bool((limits > 1).any()):
-        raise DemurError(f"eps is in the unit of pixels in [0, 1], not {float(limits.max()):g}: write 8 levels of 255 as 8 / 255.")
-    return limits.expand(count)
-
-
-def limited(eps: float | Tensor | None) -> float | Tensor:
-    """The eps. Raises: DemurError for None, by which the driver seeks the smallest change."""
-    if eps is None:
-        raise DemurError("this attack needs an eps, in the unit of [0, 1]; ddn, fmn and carlini_* seek the smallest change.")
-    return eps
-
-
-def check_counts(**counts: int) -> None:
-    """Raise DemurError unless each of the named is at least 1."""
-    for name, value in counts.items():
-        if value < 1:
-            raise DemurError(f"{name} must be at least 1, not {value}.")
+def needs_eps(attack: str) -> DemurError:
+    """Make the error for a threat without eps."""
+    return DemurError(
+        f'{attack} needs an eps in the unit of pixels in [0, 1], for example "linf:8/255"; '
+        "DDN, FMN, SigmaZero and CarliniWagner seek the smallest change."
+    )
 
 
 def check_positive(**numbers: float | None) -> None:
-    """Raise DemurError unless each of the named is positive and finite, or None."""
+    """Raise DemurError unless each value is positive and finite, or None."""
     for name, value in numbers.items():
-        if value is not None and not 0 < value < torch.inf:
-            raise DemurError(f"{name} must be positive and finite, not {value}.")
+        if value is not None and not (_is_number(value) and 0 < value < torch.inf):
+            raise DemurError(f"{name} must be positive and finite, not {value!r}.")
+
+
+def check_not_negative(**numbers: float | None) -> None:
+    """Raise DemurError unless each value is finite and not negative, or None."""
+    for name, value in numbers.items():
+        if value is not None and not (_is_number(value) and 0 <= value < torch.inf):
+            raise DemurError(f"{name} must be finite and not negative, not {value!r}.")
 
 
 def check_fractions(**numbers: float) -> None:
-    """Raise DemurError unless each of the named lies between 0 and 1."""
+    """Raise DemurError unless each value lies between 0 and 1."""
     for name, value in numbers.items():
-        if not 0 < value < 1:
-            raise DemurError(f"{name} must lie between 0 and 1, not {value}.")
+        if not (_is_number(value) and 0 < value < 1):
+            raise DemurError(f"{name} must lie between 0 and 1, not {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,102 +1,143 @@
-"""Projected gradient descent, in all norms: the plain iterated attack, and what most peers are compared by."""
+"""Projected gradient descent, in all norms."""
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from demur.attacks.checks import check_counts, check_positive, limited
-from demur.attacks.driver import AttackResult, GradientPrecision, Problem, drive
-from demur.attacks.goals import Evade, Goal
-from demur.attacks.norms import per_image
-from demur.classifier import Classifier
+from demur.attacks.base import SearchAttack
+from demur.attacks.book import Rows
+from demur.attacks.checks import check_not_negative, check_positive
+from demur.attacks.state import AttackState
+from demur.classifier import check_counts
+from demur.goals import Loss, check_loss
+from demur.norms import L0, per_image
 
 PATIENCE = 5
 
 
-def pgd(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: str = "linf",
-    eps: float | Tensor,
-    steps: int = 100,
-    step_size: float | None = None,
-    goal: Goal | None = None,
-    region: Tensor | None = None,
-    start: Tensor | None = None,
-    random_start: bool = False,
-    restarts: int = 1,
-    seed: int = 0,
-    batch_size: int = 128,
-    tolerance: float | None = None,
-    precision: GradientPrecision = "auto",
-) -> AttackResult:
-    """Climb the goal's loss in steps of `step_size`, each moved back to the nearest allowed image (Madry et al. 2018).
+@dataclass
+class _Walk(Rows):
+    """Where the attack is, its step length, and how long its loss has stood still; all (n, ...)."""
 
-    Without `random_start` the first run starts at the clean image, or at `start`, so that one step is `fgs` (or `fg`); every restart
-    that no `start` is given for, and with `random_start` all, start at a random allowed image. An image leaves as soon as it is solved.
+    current: Tensor
+    gradient: Tensor
+    reach: Tensor
+    loss: Tensor
+    still: Tensor
 
-    Args:
-        norm: `linf` (the region scales eps pixel by pixel), `l2`, `l1` or `l0`.
-        step_size: in the norm, for L0 the Euclidean length of a step; the default is 2.5 eps / steps (2.5 / sqrt(steps) in L0).
-        goal: its `by` chooses the loss: margin, cross_entropy, or hinge. The hinge goes for the runner-up on the clean
-            image, as in sec. 2.5.2 of the rejection paper.
-        start: (N, C, H, W), for example the result of another attack; or (R, N, C, H, W), one for each of the first R runs: the clean
-            images and images of other classes are the double initialisation of Biggio et al. 2013 and Sotgiu et al. 2020.
-        tolerance: if given, a run ends on an image whose loss has moved by no more than that in each of `PATIENCE` steps, after as many
-            as it takes to come to its eps, and not where the gradient is nothing: the stopping rule of the rejection paper's
-            algorithm 1, which as printed would end a descent at once. Its t is .01.
-        precision: of the gradients; with float32 another batch size changes no result beyond float32 rounding.
 
-    Images (N, C, H, W) in [0, 1], labels (N,). Raises: DemurError for input that does not fit.
+@dataclass(frozen=True, repr=False)
+class PGD(SearchAttack):
+    """Projected gradient descent: steps along the gradient of the loss, each projected onto the
+    allowed images.
+
+    Madry et al. 2018. The first run starts at the clean image, or at `starting_points`, so that one
+    step of size eps is `FGSM` or `FGM`. Every restart without a starting point begins at a random
+    allowed image. An image leaves as soon as it is solved.
+
+    Parameters
+    ----------
+    steps : int, default 100
+        Gradients of each run.
+    step_size : float, optional
+        Length of a step in the norm of the threat; in L0 its Euclidean length. Default: 2.5 eps /
+        steps, in L0 2.5 / sqrt(steps).
+    loss : {"margin", "cross_entropy", "hinge"}, default "margin"
+        The hinge raises the runner-up on the clean image, as in sec. 2.5.2 of the rejection paper.
+    random_start : bool, default False
+        Whether the first run starts at random too, if it has no starting point.
+    restarts : int, default 1
+        Runs on each image that is not solved.
+    keep_maximizing : bool, default False
+        Whether to go on to the largest loss, instead of stopping where the goal is reached. Then
+        `success` is that of the image with the largest loss alone; see `AttackResult`.
+    tolerance : float, optional
+        A run ends on an image whose loss changes by at most this much in each of 5 steps, if the
+        steps so far can reach eps and the gradient is not zero. This is the stopping rule of
+        algorithm 1 of the rejection paper (t = .01). As printed, that rule would end a descent at
+        its first step.
+    confidence : float, default 0
+        Success needs a margin of at least this much, in units of the scores.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from demur import Classifier, attacks
+    >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.full((2, 1, 8, 8), 0.5), torch.tensor([0, 1])
+    >>> result = attacks.PGD(steps=10)(Classifier(module, 3), images, labels, "linf:0.5")
+    >>> result.success.tolist()
+    [True, True]
     """
-    check_counts(steps=steps)
-    check_positive(step_size=step_size)
-    given = 1 if start is None or start.ndim == images.ndim else len(start)
 
-    def attack(problem: Problem) -> None:
-        current = problem.random_start() if random_start or problem.restart >= given else problem.start
-        if problem.goal.by == "hinge" and problem.goal.aim is None:
-            _aim_at_runner_up(problem)
-        ball = problem.ball
-        reach = torch.full_like(ball.eps, step_size) if step_size else 2.5 * (ball.eps if norm != "l0" else steps**0.5) / steps
-        reach = torch.as_tensor(reach, device=current.device).expand(len(current))
-        before, still = torch.full_like(problem.ball.eps, torch.inf), torch.zeros_like(problem.ball.eps)
-        for step in range(steps):
-            seen = problem.differentiate(current)
-            if tolerance is not None:
-                # What is blind, or cannot have come to its eps yet, does not stand still: it has not arrived.
-                arrived = seen.gradient.flatten(1).any(1) & (step * reach.to(before) >= problem.ball.eps)
-                still = torch.where(((seen.loss.to(before) - before).abs() <= tolerance) & arrived, still + 1, 0)
-                before = seen.loss.to(before)
-            current, gradient, reach, before, still = problem.unsolved(current, seen.gradient, reach, before, still)
-            if bool((still >= PATIENCE).any()):
-                current, gradient, reach, before, still = problem.keep(still < PATIENCE, current, gradient, reach, before, still)
-            if not len(current):
+    takes_starting_points: ClassVar[bool] = True
+
+    steps: int = 100
+    step_size: float | None = None
+    loss: Loss = "margin"
+    random_start: bool = False
+    restarts: int = 1
+    keep_maximizing: bool = False
+    tolerance: float | None = None
+    confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_counts(steps=self.steps, restarts=self.restarts)
+        check_positive(step_size=self.step_size)
+        check_not_negative(confidence=self.confidence, tolerance=self.tolerance)
+        check_loss(self.loss)
+
+    def search(self, state: AttackState) -> None:
+        """Climb the loss from one starting point."""
+        if self.loss == "hinge" and state.toward is None:
+            _raise_runner_up(state)
+        walk = self._begin(state)
+        for step in range(self.steps):
+            seen = state.value_and_gradient(walk.current)
+            walk.gradient = seen.gradient
+            stop = None
+            if self.tolerance is not None:
+                stop = _stands_still(walk, seen.loss, state, step, self.tolerance)
+            (walk,) = state.drop_solved(walk, stop=stop)
+            if not len(walk.current):
                 return
-            move = problem.ball.ascent(gradient, current) * per_image(reach, current).to(current.dtype)
-            current = problem.ball.confine(current + move)
-        problem.evaluate(current)
+            move = state.ball.steepest_step(walk.gradient, walk.current)
+            length = per_image(walk.reach, walk.current).to(walk.current.dtype)
+            walk.current = state.ball.project(walk.current + move * length)
+        state.evaluate(walk.current)
 
-    return drive(
-        attack,
-        classifier,
-        images,
-        labels,
-        goal=goal or Evade(),
-        norm=norm,
-        eps=limited(eps),
-        region=region,
-        restarts=restarts,
-        seed=seed,
-        batch_size=batch_size,
-        start=start,
-        precision=precision,
-    )
+    def _begin(self, state: AttackState) -> _Walk:
+        at_random = not state.started and (self.random_start or state.restart > 0)
+        current = state.random_start() if at_random else state.starting_points
+        eps = state.ball.eps
+        if self.step_size is not None:
+            reach = torch.full_like(eps, self.step_size)
+        elif isinstance(state.ball, L0):
+            reach = torch.full_like(eps, 2.5 * self.steps**0.5 / self.steps)
+        else:
+            reach = 2.5 * eps / self.steps
+        unknown = torch.full_like(eps, torch.inf)
+        return _Walk(current, current, reach, unknown, torch.zeros_like(eps))
 
 
-def _aim_at_runner_up(problem: Problem) -> None:
-    """From now on go for the wanted column that scores highest on the clean image."""
-    seen = problem.evaluate(problem.images)
-    wanted = problem.goal.wanted(seen.scores, problem.labels, problem.num_classes)
-    problem.goal = problem.goal.toward(seen.scores.masked_fill(~wanted, -torch.inf).argmax(1))
+def _stands_still(
+    walk: _Walk, loss: Tensor, state: AttackState, step: int, tolerance: float
+) -> Tensor:
+    """Flag the images (n,) whose loss has not moved for long enough."""
+    # A blind image, or one that cannot have come to its eps yet, has not arrived.
+    seeing = walk.gradient.flatten(1).any(1)
+    arrived = seeing & (step * walk.reach >= state.ball.eps)
+    loss = loss.to(walk.loss)
+    same = (loss - walk.loss).abs() <= tolerance
+    walk.still = torch.where(same & arrived, walk.still + 1, 0)
+    walk.loss = loss
+    return walk.still >= PATIENCE
+
+
+def _raise_runner_up(state: AttackState) -> None:
+    """Let the loss raise the wanted column with the highest score on the clean image."""
+    scores = state.evaluate(state.images).scores
+    wanted = state.goal.wanted(scores, state.labels, state.num_classes)
+    state.toward = scores.masked_fill(~wanted, -torch.inf).argmax(1)

@@ -1,206 +1,288 @@
-"""The strongest answer that demur has: an ensemble of attacks, the worst of which counts, image by image."""
+"""The strongest answer that demur has: an ensemble of attacks, of which the worst counts, image by
+image.
+"""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from demur import seeds
-from demur.attacks.apgd import apgd
-from demur.attacks.carlini import carlini_l2
-from demur.attacks.checks import check_bonus, check_counts, check_eps, check_request, given_goal
-from demur.attacks.driver import AttackResult, GradientPrecision
-from demur.attacks.frozen import frozen, kernels, widened
-from demur.attacks.goals import Goal, Measure
-from demur.attacks.minimum_norm import ddn, fmn, sigma_zero
-from demur.attacks.norms import BALLS, Ball, per_image
-from demur.attacks.pgd import pgd
-from demur.attacks.regions import check_region
-from demur.attacks.square import square
-from demur.classifier import Classifier, device_of
-from demur.errors import DemurError, unknown
-from demur.hardware import tuned
+from demur.attacks.apgd import APGD
+from demur.attacks.base import Attack
+from demur.attacks.book import Regularizer
+from demur.attacks.carlini_wagner import CarliniWagnerL2
+from demur.attacks.checks import check_regularizer, check_request
+from demur.attacks.engine import GradientPrecision
+from demur.attacks.fast_minimum_norm import DDN, FMN
+from demur.attacks.frozen import frozen
+from demur.attacks.pgd import PGD
+from demur.attacks.result import AttackResult
+from demur.attacks.sampling import SquareSample, attack_in_stages
+from demur.attacks.sigma_zero import SigmaZero
+from demur.attacks.square import Square
+from demur.attacks.tally import Tally, margins_of
+from demur.attacks.wrappers import WithWiderKernels, kernels
+from demur.classifier import Classifier, check_counts, device_of
+from demur.errors import DemurError
+from demur.masks import check_mask
+from demur.threat import ThreatModel, as_threat
 
-WIDER = (0.3, 0.1)  # of gamma: what helped on neural rejection of MNIST and of the embedded digits
+WIDER = (0.3, 0.1)
+"""Factors of gamma that help on neural rejection of MNIST and of the embedded digits."""
+TRIES = 3
+"""Runs toward a target that came near: few images have one, and chance decides about these."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Strongest(AttackResult):
-    """What the ensemble found. `by` names, for each image, the attack that broke it, or that changed it least; "" if none broke it."""
+class EnsembleResult(AttackResult):
+    """The result of `Strongest`.
+
+    Attributes
+    ----------
+    by : tuple of str
+        For each image, the repr of the attack that broke it, or that changed it least; "" if none
+        broke it.
+    sampled : SquareSample or None
+        On how many images Square ran, and what that says of the others. None if Square is no member
+        of the ensemble, or if no image was left for it.
+    """
 
     by: tuple[str, ...]
+    sampled: SquareSample | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Strongest(Attack):
+    """The ensemble: one attack after another, each on the images that are still unbroken.
+
+    With an eps, the order is: one step of eps and PGD in 10 steps, which break most images of an
+    undefended model; then
+
+    - in Linf and L2: APGD by margin and by cross-entropy, APGD toward each of the `n_targets`
+      nearest wanted classes by margin and by scaled margin, FMN (in L2 DDN), and Square, which sees
+      what gradients hide;
+    - in L1: PGD by margin and by cross-entropy from random starts, FMN;
+    - in L0: SigmaZero, FMN, PGD.
+
+    Without an eps every attack meets every image, and the smallest change counts: in L2 DDN, FMN
+    and CarliniWagnerL2, in Linf and L1 FMN with long and with short steps, in L0 SigmaZero and FMN.
+    A classifier without gradients meets Square alone. A classifier with kernel machines meets most
+    attacks three times, twice with gradients through wider kernels (R20). `attacks_for` lists the
+    members.
+
+    Parameters
+    ----------
+    steps : int, default 100
+        Steps of each attack. DDN and FMN take twice as many, except in Linf and L2 with an eps;
+        SigmaZero and CarliniWagnerL2 take ten times as many.
+    n_queries : int, default 5000
+        Queries of Square.
+    n_targets : int, default 9
+        Targets of APGD.
+    square_sample : int or None, default 128
+        Square attacks a random sample of so many images, and half as many of those that came
+        nearest to an error; after a success it attacks more. The sample is one of the images of
+        this call that are left: an image may be broken in one call and be left out in a call with
+        other images. The result says what was left out, and with which bound. None attacks all.
+    give_up : bool, default True
+        Whether targeted APGD leaves a target that it will hardly reach, and Square an image; see
+        there. Not where Square is the only attack.
+
+    Notes
+    -----
+    `strongest.PROFILES` holds the ensembles "quick", "standard" (the defaults) and "thorough",
+    which leaves out nothing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from demur import Classifier, attacks
+    >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> clf = Classifier(module, 3)
+    >>> images, labels = torch.full((2, 1, 8, 8), 0.5), torch.tensor([0, 1])
+    >>> ensemble = attacks.Strongest(steps=20, n_queries=100)
+    >>> [type(attack).__name__ for attack in ensemble.attacks_for("linf:0.5", clf, images)]
+    ['PGD', 'PGD', 'APGD', 'APGD', 'APGD', 'APGD', 'FMN', 'Square']
+    >>> ensemble(clf, images, labels, "linf:0.5").success.tolist()
+    [True, True]
+    """
+
+    steps: int = 100
+    n_queries: int = 5000
+    n_targets: int = 9
+    square_sample: int | None = 128
+    give_up: bool = True
+
+    def __post_init__(self) -> None:
+        check_counts(steps=self.steps, n_queries=self.n_queries, n_targets=self.n_targets)
+        if self.square_sample is not None:
+            check_counts(square_sample=self.square_sample)
+
+    def attacks_for(
+        self, threat: ThreatModel | str, classifier: Classifier, images: Tensor
+    ) -> list[Attack]:
+        """List the members of the ensemble, in their order.
+
+        Parameters
+        ----------
+        threat : ThreatModel or str
+        classifier : Classifier
+            Whether it has gradients and kernel machines decides which attacks take part.
+        images : Tensor of shape (N, C, H, W) or (N, F)
+            Vectors have no squares. One image is used to look for a gradient.
+
+        Returns
+        -------
+        list of Attack
+
+        Raises
+        ------
+        DemurError
+            If the classifier has no gradients and the threat is not one for Square.
+        """
+        threat = as_threat(threat)
+        if not _has_gradient(classifier, images):
+            if threat.eps is None or threat.norm not in Square.norms:
+                raise DemurError(
+                    "the classifier gives no gradient: only linf and l2, with an eps, "
+                    "can be attacked by its scores (Square)."
+                )
+            return [Square(n_queries=self.n_queries)]
+        members = self._members(threat)
+        if images.ndim != 4:
+            members = [one for one in members if not isinstance(one.attack, Square)]
+        if not kernels(classifier):
+            return [one.attack for one in members]
+        return [attack for one in members for attack in one.with_wider_kernels()]
+
+    def _members(self, threat: ThreatModel) -> list["_Member"]:
+        norm = threat.norm
+        walk = _Member(FMN(steps=2 * self.steps))
+        decoupled = _Member(DDN(steps=2 * self.steps))
+        fewest = _Member(SigmaZero(steps=10 * self.steps))
+        if threat.eps is None:
+            other = _Member(FMN(steps=2 * self.steps, step_size=1.0 if norm == "linf" else 10.0))
+            wagner = _Member(CarliniWagnerL2(steps=10 * self.steps), widen=False)
+            smallest = {
+                "l2": [decoupled, walk, wagner],
+                "linf": [walk, other],
+                "l1": [walk, other],
+                "l0": [fewest, walk],
+            }
+            return smallest[norm]
+        quick = [_Member(PGD(steps=1), widen=False), _Member(PGD(steps=10))]
+        random = PGD(steps=self.steps, random_start=True, restarts=2)
+        if norm == "l1":
+            by_entropy = replace(random, loss="cross_entropy")
+            return [*quick, _Member(random), _Member(by_entropy), walk]
+        if norm == "l0":
+            return [*quick, fewest, walk, _Member(random)]
+        targeted = APGD(
+            steps=self.steps, n_targets=self.n_targets, give_up=self.give_up, tries=TRIES
+        )
+        return [
+            *quick,
+            _Member(APGD(steps=self.steps)),
+            _Member(APGD(steps=self.steps, loss="cross_entropy")),
+            _Member(targeted, widen=False),
+            _Member(replace(targeted, loss="scaled_margin"), widen=False),
+            _Member(DDN(steps=self.steps) if norm == "l2" else FMN(steps=self.steps)),
+            _Member(Square(n_queries=self.n_queries, give_up=self.give_up), widen=False),
+        ]
+
+    def __call__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        threat: ThreatModel | str,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        precision: GradientPrecision = "auto",
+        regularizer: Regularizer | None = None,
+    ) -> EnsembleResult:
+        """Attack with the whole ensemble; see `Attack.__call__` for the other parameters.
+
+        Parameters
+        ----------
+        regularizer : Regularizer, optional
+            A term that is added to the loss of the attacks with an eps.
+
+        Returns
+        -------
+        EnsembleResult
+            Passes are summed over the members.
+        """
+        threat = as_threat(threat)
+        check_request(classifier, images, labels, threat.goal)
+        threat = replace(threat, mask=check_mask(threat.mask, images))
+        batch_size = 128 if batch_size is None else batch_size
+        check_counts(batch_size=batch_size)
+        check_regularizer(regularizer, len(images), threat.eps is None)
+        labels = labels.to(images.device)
+        tally = Tally.of(images)
+
+        def meet(attack: Attack, rows: Tensor) -> None:
+            here = threat.select(rows, images)
+            extra = None
+            if regularizer is not None and not attack.minimum_norm:
+                extra = regularizer.select(rows)
+            found = attack(
+                classifier,
+                images[rows],
+                labels[rows],
+                here,
+                seed=seed,
+                batch_size=batch_size,
+                precision=precision,
+                regularizer=extra,
+            )
+            margins = margins_of(classifier, here.goal, found, labels[rows], batch_size)
+            tally.add(rows, found, margins, repr(attack))
+
+        members = self.attacks_for(threat, classifier, images)
+        sampled = None
+        for attack in members:
+            left = tally.left(bounded=threat.eps is not None)
+            if not len(left):
+                break
+            if isinstance(attack, Square):
+                size = self.square_sample if len(members) > 1 else None
+                sampled = attack_in_stages(partial(meet, attack), tally, images, size, seed)
+            else:
+                meet(attack, left)
+        return EnsembleResult(**vars(tally.best), by=tuple(tally.by), sampled=sampled)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One attack of the ensemble: its name, the attack with all but images, goal, eps and region filled in, its loss, and how far
-    kernels are widened for it.
+class _Member:
+    """An attack of the ensemble, and whether it follows gradients from so far that wider kernels
+    help.
     """
 
-    name: str
-    attack: Callable[..., AttackResult]
-    by: Measure = "margin"
-    takes_eps: bool = True
-    factor: float = 1.0
+    attack: Attack
+    widen: bool = True
 
-
-def strongest(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: str = "linf",
-    eps: float | Tensor | None = None,
-    steps: int = 100,
-    targets: int = 9,
-    queries: int = 5000,
-    goal: Goal | None = None,
-    region: Tensor | None = None,
-    seed: int = 0,
-    batch_size: int = 128,
-    precision: GradientPrecision = "auto",
-) -> Strongest:
-    """Attack with one attack after the other, each on the images that are still unbroken; with no eps, keep the smallest change of all.
-
-    With eps, in this order: one step of eps and pgd in 10 steps (most images of an undefended model fall here); then
-    - linf, l2: apgd by margin, apgd by cross-entropy, apgd towards each of the `targets` best wanted classes, fmn (l2: ddn), and the
-      score-based square with `queries`, which sees what gradients hide;
-    - l1: pgd by margin and by cross-entropy from random starts, fmn;
-    - l0: sigma_zero, fmn, pgd.
-    With no eps: l2 ddn, fmn and carlini_l2; linf and l1 fmn with long and short steps; l0 sigma_zero and fmn. An attack that seeks the
-    smallest change breaks an image if that is within eps. A classifier without gradients meets only square; one with kernel machines meets
-    most of them thrice, twice with gradients through wider kernels (`widened`).
-
-    Args:
-        steps: of each attack; those that seek the smallest change take twice as many (sigma_zero and carlini_l2 ten times).
-        goal: `Evade()` if None. Its `by` does not matter: the ensemble tries the losses.
-
-    Images (N, C, H, W) in [0, 1], labels (N,). Passes are summed over the attacks. Raises: DemurError for input that does not fit.
-    """
-    check_request(classifier, images, labels, goal)
-    check_counts(steps=steps, targets=targets, queries=queries, batch_size=batch_size)
-    check_bonus(goal, eps)
-    goal, region, labels = replace(given_goal(goal), by="margin"), check_region(region, images), labels.to(images.device)
-    limits = None if eps is None else check_eps(eps, len(images), norm).to(images.device)
-    common = {"batch_size": batch_size, "precision": precision}
-    best: AttackResult | None = None
-    margins = torch.zeros(0)
-    by = [""] * len(images)
-    parts = _ensemble(norm, limits is not None, _has_gradient(classifier, images), steps, targets, queries, seed, common)
-    if images.ndim != 4 and len(parts) > 1:  # vectors have no squares
-        parts = [part for part in parts if part.name != "square"]
-    if kernels(classifier):
-        parts = [wide for part in parts for wide in _wider(part)]
-    for part in parts:
-        left = torch.arange(len(images), device=images.device)
-        if best is not None and limits is not None:
-            left = (~best.found).nonzero().flatten()
-            if not len(left):
-                break
-        options = {} if limits is None or not part.takes_eps else {"eps": limits[left]}
-        here = None if region is None else region[left]
-        sought = replace(goal.select(left), by=part.by)
-        sought = sought if part.takes_eps else replace(sought, bonus=None)  # they follow the boundary alone
-        with widened(classifier, part.factor):
-            found = part.attack(classifier, images[left], labels[left], goal=sought, region=here, **options)
-        if limits is not None and not part.takes_eps:
-            found = _within(found, BALLS[norm](images[left], limits[left], here), images[left])
-        reach = _margins(classifier, goal.select(left), found, labels[left], batch_size)
-        if best is None:
-            best, better, margins = found, found.found, reach
-        else:
-            best, better = _merge(best, found, left, reach > margins[left])
-            margins[left] = margins[left].maximum(reach)
-        for place in left[better].tolist():
-            by[place] = part.name
-    assert best is not None
-    return Strongest(**vars(best), by=tuple(by))
-
-
-def _ensemble(
-    norm: str, bounded: bool, gradient: bool, steps: int, targets: int, queries: int, seed: int, common: dict[str, Any]
-) -> list[_Part]:
-    if norm not in BALLS:
-        raise unknown("norm", norm, BALLS)
-    search = partial(square, norm=norm, queries=queries, seed=seed, batch_size=common["batch_size"])
-    if not gradient:
-        if not bounded or norm not in ("linf", "l2"):
-            raise DemurError("the classifier gives no gradient: only linf and l2, with an eps, can be attacked by its scores (square).")
-        return [_Part("square", search)]
-    fast = partial(fmn, norm=norm, steps=2 * steps, **common)
-    decoupled = _Part("ddn", partial(ddn, steps=2 * steps, seed=seed, **common), takes_eps=False)
-    walk = _Part("fmn", fast, takes_eps=False)
-    fewest = _Part("sigma_zero", partial(sigma_zero, steps=10 * steps, **common), takes_eps=False)
-    if not bounded:
-        wide = _Part("fmn, other steps", partial(fast, step_size=1.0 if norm == "linf" else 10.0), takes_eps=False)
-        wagner = _Part("carlini_l2", partial(carlini_l2, steps=10 * steps, **common), takes_eps=False)
-        return {"l2": [decoupled, walk, wagner], "linf": [walk, wide], "l1": [walk, wide], "l0": [fewest, walk]}[norm]
-    climb = partial(pgd, norm=norm, seed=seed, **common)
-    leap, quick = _Part("fgs", partial(climb, steps=1)), _Part("pgd, 10 steps", partial(climb, steps=10))
-    random = partial(climb, steps=steps, random_start=True, restarts=2)
-    if norm == "l1":
-        return [leap, quick, _Part("pgd", random), _Part("pgd, cross-entropy", random, "cross_entropy"), walk]
-    if norm == "l0":
-        return [leap, quick, fewest, walk, _Part("pgd", random)]
-    auto = partial(apgd, norm=norm, steps=steps, seed=seed, **common)
-    return [
-        leap,
-        quick,
-        _Part("apgd", auto),
-        _Part("apgd, cross-entropy", auto, "cross_entropy"),
-        _Part("apgd, targeted", partial(auto, targets=targets)),
-        decoupled if norm == "l2" else walk,
-        _Part("square", search),
-    ]
-
-
-def _wider(part: _Part) -> list[_Part]:
-    """The attack as it is, and, if it follows gradients for long enough to need them from afar, through wider kernels too."""
-    if part.name in ("fgs", "square", "apgd, targeted", "carlini_l2"):
-        return [part]
-    return [part, *(replace(part, name=f"{part.name}, kernels {1 / factor:.3g} times as wide", factor=factor) for factor in WIDER)]
+    def with_wider_kernels(self) -> list[Attack]:
+        """Give the attack, and the attack through wider kernels."""
+        wider = [WithWiderKernels(self.attack, factor) for factor in WIDER] if self.widen else []
+        return [self.attack, *wider]
 
 
 def _has_gradient(classifier: Classifier, images: Tensor) -> bool:
-    image = images[:1].detach().to(device_of(classifier, images.device)).requires_grad_()
+    image = images[:1].detach().clone()  # a tensor of inference mode takes no gradient
+    image = image.to(device_of(classifier, images.device)).requires_grad_()
     with frozen(classifier), torch.enable_grad(), torch.random.fork_rng():
         return bool(classifier(image).requires_grad)
 
 
-def _within(result: AttackResult, ball: Ball, clean: Tensor) -> AttackResult:
-    """Take back what is found, but not allowed: the clean image is then the result and the attempt."""
-    inside = result.found & ball.inside(result.images)
-    images = torch.where(per_image(inside, clean), result.images, clean)
-    return replace(result, images=images, attempts=images, found=inside, distance=torch.where(inside, result.distance, torch.inf))
-
-
-@torch.no_grad()
-def _margins(classifier: Classifier, goal: Goal, result: AttackResult, labels: Tensor, batch_size: int) -> Tensor:
-    """By how much the best wanted column wins on what failed (N,): which of several failures came closest. Not an attacker's pass."""
-    device, images = device_of(classifier, labels.device), result.attempts
-    margins = torch.full((len(images),), torch.inf, device=images.device)
-    with frozen(classifier), tuned(), torch.autocast(device.type, enabled=False), torch.random.fork_rng():
-        torch.manual_seed(seeds.derive(0, "margins"))
-        for rows in torch.split((~result.found).nonzero().flatten(), batch_size):
-            if not len(rows):
-                break
-            scores = classifier(images[rows].to(device))
-            reach = goal.select(rows).margin(scores, labels[rows].to(device, torch.int64), classifier.num_classes)
-            margins[rows] = reach.to(margins).nan_to_num(nan=-torch.inf)
-    return margins
-
-
-def _merge(best: AttackResult, found: AttackResult, rows: Tensor, closer: Tensor) -> tuple[AttackResult, Tensor]:
-    """Put what was found on the images of `rows` into the best so far, and the failures that came `closer`; tell what is better."""
-    better = found.found & (found.distance < best.distance[rows])
-    merged = {field.name: getattr(best, field.name).clone() for field in fields(AttackResult)}
-    for name in ("images", "found", "distance"):
-        merged[name][rows[better]] = getattr(found, name)[better]
-    sent = better | (closer & ~best.found[rows])
-    merged["attempts"][rows[sent]] = found.attempts[sent]
-    for name in ("forwards", "backwards", "flat"):
-        merged[name][rows] += getattr(found, name)
-    return AttackResult(**merged), better
+PROFILES: Final[Mapping[str, Strongest]] = {
+    "quick": Strongest(steps=40, n_queries=2000, n_targets=3, square_sample=32),
+    "standard": Strongest(),
+    "thorough": Strongest(n_queries=10_000, square_sample=None, give_up=False),
+}
+"""Ensembles for an audit: minutes on a CPU; the figure to defend; everything on every image."""

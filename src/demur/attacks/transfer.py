@@ -1,49 +1,127 @@
-"""Attack a classifier by way of another one, whose gradients are at hand."""
+"""Transfer: attack another classifier, and try the result on this one."""
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
-from demur.attacks.driver import AttackResult, Problem, drive
-from demur.attacks.goals import Evade, Goal
-from demur.attacks.norms import ball_of
+from demur.attacks.base import Attack, SearchAttack
+from demur.attacks.book import Regularizer
+from demur.attacks.engine import GradientPrecision
+from demur.attacks.result import AttackResult
+from demur.attacks.state import AttackState
 from demur.classifier import Classifier, check_classifier
 from demur.errors import DemurError
+from demur.threat import ThreatModel, as_threat
 
 
-def transfer(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    surrogate: Classifier,
-    attack: Callable[..., AttackResult],
-    norm: str = "linf",
-    goal: Goal | None = None,
-    batch_size: int = 128,
-) -> AttackResult:
-    """Attack the surrogate, and try what came of it on the classifier: a black box needs to answer once for each image.
+@dataclass(frozen=True, repr=False)
+class _Try(SearchAttack):
+    """Evaluate the starting points."""
 
-    Args:
-        surrogate: a classifier of the same classes, with gradients; trained on other data, or on the black box' own answers.
-        attack: of the surrogate, with all but goal and images filled in: `partial(attacks.pgd, norm="linf", eps=0.3)`. One that
-            looks for high confidence (`partial(attacks.carlini_l2, confidence=10)`) transfers better. It keeps to its eps itself.
-        norm: in which `distance` is measured: give the attack's.
-        goal: `Evade()` if None, for both.
+    needs_eps: ClassVar[bool] = False
+    takes_starting_points: ClassVar[bool] = True
 
-    Images (N, C, H, W) in [0, 1], labels (N,). The result is the classifier's: `forwards` are its answers, and what the surrogate
-    answered is not counted. Raises: DemurError if the surrogate has other classes, or for input that does not fit.
+    def search(self, state: AttackState) -> None:
+        """Evaluate them."""
+        state.evaluate(state.starting_points)
+
+
+@dataclass(frozen=True, repr=False)
+class Transfer(Attack):
+    """Attack a surrogate, and evaluate its candidates on the classifier.
+
+    A black box scores the first image, each candidate, the clean image where the candidate fails,
+    and at the end each success again (R3), an image that was attacked alone twice.
+
+    Parameters
+    ----------
+    attack : Attack
+        The attack of the surrogate. One that asks for confidence, such as
+        `CarliniWagnerL2(confidence=10)`, or goes on to the largest loss, such as
+        `PGD(keep_maximizing=True)`, transfers better.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from demur import Classifier, attacks
+    >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> clf, other = Classifier(module, 3), Classifier(module, 3)
+    >>> images, labels = torch.full((2, 1, 8, 8), 0.5), torch.tensor([0, 1])
+    >>> attack = attacks.Transfer(attacks.PGD(steps=10))
+    >>> attack(clf, images, labels, "linf:0.5", surrogate=other).success.tolist()
+    [True, True]
     """
-    goal = goal or Evade()
-    check_classifier(surrogate)
-    check_classifier(classifier)
-    if surrogate.num_classes != classifier.num_classes:
-        raise DemurError(f"the surrogate has {surrogate.num_classes} classes, the classifier {classifier.num_classes}.")
-    attempts = attack(surrogate, images, labels, goal=goal).attempts
 
-    def repeat(problem: Problem) -> None:
-        problem.evaluate(problem.start)
+    attack: Attack
 
-    return drive(
-        repeat, classifier, images, labels, goal=goal, norm=norm, eps=ball_of(norm).largest(images), start=attempts, batch_size=batch_size
-    )
+    def __post_init__(self) -> None:
+        if not isinstance(self.attack, Attack):
+            raise DemurError(
+                f"Transfer takes an attack such as PGD(steps=40), not {self.attack!r}."
+            )
+
+    def __call__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        threat: ThreatModel | str,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        precision: GradientPrecision = "auto",
+        regularizer: Regularizer | None = None,
+        surrogate: Classifier | None = None,
+    ) -> AttackResult:
+        """Attack the surrogate with the same threat; see `Attack.__call__` for the other
+        parameters.
+
+        Parameters
+        ----------
+        surrogate : Classifier
+            A classifier of the same classes with gradients, for example trained on the answers of a
+            black box. Required.
+
+        Returns
+        -------
+        AttackResult
+            Of the classifier: `forwards` are its answers without those of the checks, 1 or 2 for
+            each image. Passes of the surrogate are not counted.
+
+        Raises
+        ------
+        DemurError
+            If there is no surrogate, it has other classes, or the input does not fit.
+        """
+        threat = as_threat(threat)
+        check_classifier(classifier)
+        if surrogate is None:
+            raise DemurError("Transfer needs the classifier that it attacks: pass surrogate=...")
+        check_classifier(surrogate)
+        if surrogate.num_classes != classifier.num_classes:
+            raise DemurError(
+                f"the surrogate has {surrogate.num_classes} classes, "
+                f"the classifier {classifier.num_classes}."
+            )
+        sent = self.attack(
+            surrogate,
+            images,
+            labels,
+            threat,
+            seed=seed,
+            batch_size=batch_size,
+            precision=precision,
+            regularizer=regularizer,
+        )
+        # The candidates are within the threat already: nothing is to be cut off.
+        free = replace(threat, eps=None)
+        return _Try()(
+            classifier,
+            images,
+            labels,
+            free,
+            seed=seed,
+            batch_size=batch_size,
+            starting_points=sent.candidates,
+        )

@@ -1,48 +1,66 @@
-"""Images in: labelled sets, data sets by name or path, and background images."""
+"""Labelled images in memory or in files, data sets by name, photographs, background images."""
 
+from demur.data.annotations import read_boxes
 from demur.data.background import (
     CandidateRate,
     FitPredict,
     Selection,
-    chopped,
     confusing_classes,
-    embedded_backgrounds,
-    foreign,
-    morphs,
-    photo_patches,
     with_background,
 )
 from demur.data.formats import NoSplitError
-from demur.data.images import ImageSet, as_floats
-from demur.data.photos import Box, Photo, fitted, read_boxes, read_photo, read_photos
-from demur.data.sources import CheckResult, SourceStatus, check, counted, data_root, describe, get, load
+from demur.data.image_files import ImageFiles, ResizedImages
+from demur.data.image_source import ImageSource, in_memory
+from demur.data.images import ImageSet, to_float
+from demur.data.label_map import read_label_map
+from demur.data.morphing import morph
+from demur.data.photos import Photo, fitted, read_photo, read_photos
+from demur.data.reading import read_images
+from demur.data.sources import SourceStatus, counted, data_root, download, list_datasets, load
+from demur.data.splits import split_by_hash, without
+from demur.data.synthetic import (
+    patch_shuffle,
+    photo_crops,
+    photo_patches,
+    synthetic_backgrounds,
+)
+from demur.data.verification import CheckResult, verify
+from demur.masks import Box
 
 __all__ = [
     "Box",
     "CandidateRate",
     "CheckResult",
     "FitPredict",
+    "ImageFiles",
     "ImageSet",
+    "ImageSource",
     "NoSplitError",
     "Photo",
+    "ResizedImages",
     "Selection",
     "SourceStatus",
-    "as_floats",
-    "check",
-    "chopped",
     "confusing_classes",
     "counted",
     "data_root",
-    "describe",
-    "embedded_backgrounds",
+    "download",
     "fitted",
-    "foreign",
-    "get",
+    "in_memory",
+    "list_datasets",
     "load",
-    "morphs",
+    "morph",
+    "patch_shuffle",
+    "photo_crops",
     "photo_patches",
     "read_boxes",
+    "read_images",
+    "read_label_map",
     "read_photo",
     "read_photos",
+    "split_by_hash",
+    "synthetic_backgrounds",
+    "to_float",
+    "verify",
     "with_background",
+    "without",
 ]

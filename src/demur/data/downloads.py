@@ -1,4 +1,4 @@
-"""Data sets that can be had from the network: fetched, verified and unpacked aside, then moved into place."""
+"""Downloads of data sets: fetched, verified and unpacked in a temporary folder, then moved."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,17 @@ TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch: where torchvision looks for it under the root, its md5, and the addresses that have it."""
+    """A file to download.
+
+    Parameters
+    ----------
+    path : str
+        Path under the data root where torchvision looks for it.
+    md5 : str
+        Its MD5 digest.
+    urls : tuple of str
+        Addresses, tried in this order.
+    """
 
     path: str
     md5: str
@@ -28,7 +38,17 @@ class Archive:
 
 @dataclass(frozen=True)
 class Download:
-    """What has to be fetched for a data set, how many megabytes that is, and torchvision's own way to unpack it."""
+    """The archives of a data set.
+
+    Parameters
+    ----------
+    archives : tuple of Archive
+        Files to download.
+    megabytes : int
+        Size of all archives.
+    unpack : callable
+        Unpacks the archives under a root, with torchvision.
+    """
 
     archives: tuple[Archive, ...]
     megabytes: int
@@ -56,9 +76,19 @@ CIFAR10 = Download(
 
 
 def fetch(download: Download, root: Path) -> None:
-    """Fetch and unpack a download under `root`; until all of it is there and verified, nothing of it is.
+    """Download and unpack a data set under `root`, completely or not at all.
 
-    Raises: DemurError without a network, for a wrong checksum, or if `root` cannot be written to.
+    Parameters
+    ----------
+    download : Download
+        The archives.
+    root : Path
+        Data root. It is created where it does not exist.
+
+    Raises
+    ------
+    DemurError
+        Without a network, for a wrong checksum, or if `root` cannot be written to.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -66,7 +96,7 @@ def fetch(download: Download, root: Path) -> None:
             aside = Path(folder)
             for archive in download.archives:
                 _fetch(archive, aside)
-            download.unpack(aside)  # finds the archives there, and so only unpacks them
+            download.unpack(aside)  # finds the archives there, and therefore only unpacks them
             for archive in download.archives:
                 (aside / archive.path).unlink()
             for file in sorted(path for path in aside.rglob("*") if path.is_file()):
@@ -74,7 +104,9 @@ def fetch(download: Download, root: Path) -> None:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(place)
     except OSError as error:
-        raise DemurError(f"cannot write to {root}: {error.strerror or error}. Choose another --data-root.") from error
+        raise DemurError(
+            f"cannot write to {root}: {error.strerror or error}. Choose another --data-root."
+        ) from error
 
 
 def _fetch(archive: Archive, root: Path) -> None:
@@ -83,20 +115,25 @@ def _fetch(archive: Archive, root: Path) -> None:
     faults = []
     for url in archive.urls:
         try:
-            request = Request(url, headers={"User-Agent": "demur"})
-            with (
-                urlopen(request, timeout=TIMEOUT_SECONDS) as response,
-                path.open("wb") as file,
-                job(f"downloading {path.name}", float(response.headers.get("Content-Length") or 0)) as progress,
-            ):
-                while chunk := response.read(1 << 20):
-                    file.write(chunk)
-                    progress.advance(len(chunk))
+            _stream(url, path)
         except (OSError, HTTPException) as error:
             faults.append(f"{url}: {' '.join(str(error).split()) or type(error).__name__}")
             continue
         if check_integrity(path, archive.md5):
             return
-        faults.append(f"{url}: what came has the wrong checksum")
+        faults.append(f"{url}: the download has the wrong checksum")
     free = f"{shutil.disk_usage(root).free // 1_000_000:,} MB"
-    raise DemurError(f"cannot download {path.name} ({'; '.join(faults)}). Check the network, and the disk ({free} free).")
+    raise DemurError(
+        f"cannot download {path.name} ({'; '.join(faults)}). "
+        f"Check the network, and the disk ({free} free)."
+    )
+
+
+def _stream(url: str, path: Path) -> None:
+    request = Request(url, headers={"User-Agent": "demur"})
+    with urlopen(request, timeout=TIMEOUT_SECONDS) as response, path.open("wb") as file:
+        size = float(response.headers.get("Content-Length") or 0)
+        with job(f"downloading {path.name}", size) as progress:
+            while chunk := response.read(1 << 20):
+                file.write(chunk)
+                progress.advance(len(chunk))

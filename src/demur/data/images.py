@@ -1,25 +1,44 @@
-"""Labelled images in memory, and the seeded ways to choose among them."""
+"""Labelled images in memory, and seeded ways to split them and to draw from them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 
-import numpy as np
 import torch
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from demur.classifier import check_images, check_labels
+from demur.classifier import check_images
+from demur.data.checks import check_labelled, checked_indices
+from demur.data.sampling import draw, proportional_quota, stratified_folds, stratified_sample
 from demur.errors import DemurError, unknown
 from demur.files import digest
-from demur.seeds import derive, generator
+
+_CHUNK = 10_000  # images that are copied at a time
 
 
-def as_floats(images: Tensor) -> Tensor:
-    """Convert uint8 images to float32 in [0, 1]; float images pass, as float32.
+def to_float(images: Tensor) -> Tensor:
+    """Convert uint8 images to float32 in [0, 1].
 
-    Raises: DemurError for float images that are not in [0, 1], and for any other dtype.
+    Parameters
+    ----------
+    images : Tensor
+        Images of any shape, uint8, or floating point in [0, 1].
+
+    Returns
+    -------
+    Tensor
+        uint8 images divided by 255; floating-point images as float32.
+
+    Raises
+    ------
+    DemurError
+        For floating-point images outside [0, 1], and for other dtypes.
+
+    Examples
+    --------
+    >>> to_float(torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8)).flatten().tolist()
+    [0.0, 0.20000000298023224, 1.0]
     """
     if images.dtype == torch.uint8:
         return images.to(torch.float32).div_(255)
@@ -29,37 +48,51 @@ def as_floats(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images: uint8 (N, C, H, W), labels (N,) int64 in 0..K-1, the K classes' names, and a name for the set.
+    """Labelled images with named classes.
 
-    Subsets keep all K classes, even those that no image is left of, so that labels keep their meaning.
+    A subset keeps all K classes, including classes without images, so that a label keeps its
+    meaning.
 
-    Raises: DemurError where the parts do not fit each other, there is no image, or fewer than 2 classes.
+    Parameters
+    ----------
+    images : Tensor
+        uint8 images (N, C, H, W), N at least 1.
+    labels : Tensor
+        int64 labels (N,) in 0..K-1.
+    class_names : tuple of str
+        K different names, K at least 2.
+    name : str, default="images"
+        Name of the set, for messages.
+    notes : tuple of str, default=()
+        Sentences about what was done to read the images, for a report.
+
+    Raises
+    ------
+    DemurError
+        If the parts do not fit each other.
+
+    Examples
+    --------
+    >>> images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    >>> ImageSet(images, torch.tensor([0, 1, 1]), ("cat", "dog"), "pets")
+    ImageSet('pets': 3 images of 1x2x2, 2 classes)
     """
 
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
     name: str = "images"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8:
-            raise DemurError(f"an image set holds uint8 images, not {self.images.dtype}; round images in [0, 1] times 255.")
-        if self.images.ndim != 4:
-            raise DemurError(f"an image set holds images of shape (N, C, H, W), not {tuple(self.images.shape)}.")
-        if self.images.numel() == 0:
-            raise DemurError(f"there are no images: their shape is {tuple(self.images.shape)}.")
-        if len(self.class_names) < 2:
-            raise DemurError(f"an image set needs at least 2 classes, not {len(self.class_names)}.")
-        if len(set(self.class_names)) < len(self.class_names):
-            twice = next(name for name in self.class_names if self.class_names.count(name) > 1)
-            raise DemurError(f"class names must differ, but {twice!r} stands for two classes.")
-        if self.labels.dtype != torch.int64:
-            raise DemurError(f"labels must be int64, not {self.labels.dtype}.")
-        check_labels(self.labels, len(self.images), self.num_classes)
+        _check_images(self.images)
+        check_labelled(self.labels, len(self.images), self.class_names)
 
     def __repr__(self) -> str:
-        shape = "x".join(map(str, self.images.shape[1:]))
-        return f"ImageSet({self.name!r}: {len(self):,} images of {shape}, {self.num_classes} classes)"
+        shape = "x".join(map(str, self.image_shape))
+        return (
+            f"ImageSet({self.name!r}: {len(self):,} images of {shape}, {self.num_classes} classes)"
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,46 +102,95 @@ class ImageSet:
         """K, the number of classes."""
         return len(self.class_names)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of each image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     def counts(self) -> Tensor:
-        """Count the images of each class: (K,) int64."""
+        """Count the images of each class, as (K,) int64."""
         return torch.bincount(self.labels, minlength=self.num_classes)
 
     @cached_property
+    def hashes(self) -> tuple[str, ...]:
+        """The digest of the pixels of each image."""
+        return tuple(digest(image.cpu().numpy().tobytes())[:16] for image in self.images)
+
+    def read(self, rows: slice | Tensor) -> Tensor:
+        """Give the uint8 images (n, C, H, W) of some rows: a slice, or indices (n,)."""
+        return self.images[rows if isinstance(rows, slice) else checked_indices(rows, len(self))]
+
+    @cached_property
     def fingerprint(self) -> str:
-        """A digest of the images, labels and class names: two sets share it exactly if they hold the same."""
+        """A digest of the images, the labels and the class names, but not of the name."""
         chunks = (
-            digest(self.images[start : start + 10_000].cpu().numpy().tobytes()) for start in range(0, len(self), 10_000)
-        )  # never a second copy of all
+            digest(self.images[start : start + _CHUNK].cpu().numpy().tobytes())
+            for start in range(0, len(self), _CHUNK)
+        )
         shape = str(tuple(self.images.shape))
         return digest(shape, *chunks, self.labels.cpu().numpy().tobytes(), str(self.class_names))
 
-    def floats(self, indices: Tensor | None = None) -> Tensor:
-        """The images, or those at `indices` (n,), as float32 in [0, 1]: (n, C, H, W)."""
-        return as_floats(self.images if indices is None else self.images[indices])
+    def to_float(self, indices: Tensor | None = None) -> Tensor:
+        """Return all images, or those at `indices` (n,), as float32 in [0, 1]."""
+        return to_float(self.images if indices is None else self.images[indices])
 
     def subset(self, indices: Tensor | Sequence[int]) -> "ImageSet":
-        """Take the images at `indices`, in that order.
+        """Select the images at `indices`, in that order.
 
-        Raises: DemurError if they are none, not integers, or beyond the set.
+        Parameters
+        ----------
+        indices : Tensor or sequence of int
+            At least one integer in 0..N-1.
+
+        Raises
+        ------
+        DemurError
+            If `indices` is empty, holds no integers, or reaches beyond the set.
         """
-        chosen = torch.as_tensor(indices)
-        if chosen.ndim != 1 or len(chosen) == 0 or chosen.is_floating_point() or chosen.dtype == torch.bool:
-            raise DemurError("a subset needs a list of at least one index, each an integer.")
-        if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
-            raise DemurError(f"indices must lie in 0..{len(self) - 1}, but reach from {int(chosen.min())} to {int(chosen.max())}.")
-        chosen = chosen.long()
-        return ImageSet(self.images[chosen], self.labels[chosen], self.class_names, self.name)
+        chosen = checked_indices(indices, len(self))
+        return ImageSet(
+            self.images[chosen], self.labels[chosen], self.class_names, self.name, self.notes
+        )
 
-    def take(self, n: int, seed: int) -> "ImageSet":
-        """Draw n images at random, in the order of the set, the classes in their proportions; all if it has no more."""
-        if n < 1:
-            raise DemurError(f"cannot take {n} images; take at least 1.")
-        return self if n >= len(self) else self.subset(self._drawn(self._quota(n), seed, "take").nonzero().flatten())
+    def sample(self, n: int, seed: int) -> "ImageSet":
+        """Draw n images at random, with the classes in their proportions, in the order of this set.
+
+        Parameters
+        ----------
+        n : int
+            Number of images, at least 1. If the set has no more, the whole set is returned.
+        seed : int
+            Seed of the draw.
+
+        Raises
+        ------
+        DemurError
+            If n is less than 1.
+
+        Examples
+        --------
+        >>> from demur import data
+        >>> len(data.load("digits", "test").sample(20, seed=0))
+        20
+        """
+        drawn = stratified_sample(self.labels, self.num_classes, n, seed)
+        return self if drawn is None else self.subset(drawn)
 
     def balanced(self, per_class: int, seed: int) -> "ImageSet":
-        """Draw `per_class` images of each class at random, in the order of the set.
+        """Draw the same number of images of each class at random, in the order of this set.
 
-        Raises: DemurError naming the rarest class and its count, if they are too few.
+        Parameters
+        ----------
+        per_class : int
+            Number of images of each class, at least 1.
+        seed : int
+            Seed of the draw.
+
+        Raises
+        ------
+        DemurError
+            If a class has fewer images.
         """
         counts = self.counts()
         rarest = int(counts.argmin())
@@ -118,58 +200,121 @@ class ImageSet:
                 f"the rarest, {self.class_names[rarest]!r}, has {int(counts[rarest])}."
             )
         quota = torch.full_like(counts, per_class)
-        return self.subset(self._drawn(quota, seed, "balanced").nonzero().flatten())
+        return self.subset(draw(self.labels, quota, seed, "balanced").nonzero().flatten())
 
     def split(self, fraction: float, seed: int) -> tuple["ImageSet", "ImageSet"]:
-        """Split at random into (the rest, the held-out `fraction`), the classes in their proportions in both.
+        """Hold out a part of the images at random, with the classes in their proportions.
 
-        Raises: DemurError unless both sides get an image.
+        Parameters
+        ----------
+        fraction : float
+            Fraction that is held out, in (0, 1).
+        seed : int
+            Seed of the draw.
+
+        Returns
+        -------
+        rest, held_out : ImageSet
+            Both in the order of this set.
+
+        Raises
+        ------
+        DemurError
+            If either part would be empty.
+
+        Examples
+        --------
+        >>> from demur import data
+        >>> rest, held_out = data.load("digits", "test").split(0.25, seed=0)
+        >>> len(rest), len(held_out)
+        (269, 90)
         """
         held_out = round(fraction * len(self)) if 0 < fraction < 1 else 0
         if not 0 < held_out < len(self):
-            raise DemurError(f"cannot hold out {fraction:g} of {len(self)} images: both sides of a split need at least one.")
-        drawn = self._drawn(self._quota(held_out), seed, "split")
+            raise DemurError(
+                f"cannot hold out {fraction:g} of {len(self)} images: "
+                "both sides of a split need at least one."
+            )
+        quota = proportional_quota(self.counts(), held_out)
+        drawn = draw(self.labels, quota, seed, "split")
         return self.subset((~drawn).nonzero().flatten()), self.subset(drawn.nonzero().flatten())
 
     def folds(self, k: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-        """Make k stratified folds: (training indices, test indices); each image is tested in exactly one.
+        """Make k stratified folds for cross-validation.
 
-        Raises: DemurError if k < 2, or a class that has images has fewer than k.
+        Parameters
+        ----------
+        k : int
+            Number of folds, from 2 to the number of images of the rarest class.
+        seed : int
+            Seed of the draw.
+
+        Returns
+        -------
+        list of (Tensor, Tensor)
+            Training and test indices of each fold. Each image is in one test part.
+
+        Raises
+        ------
+        DemurError
+            If k is out of range. Classes without images do not count.
         """
         counts = self.counts()
         rarest = int(torch.where(counts == 0, len(self) + 1, counts).argmin())
         if k < 2 or int(counts[rarest]) < k:
             raise DemurError(
-                f"cannot make {k} folds of {self.name}: at least 2, and no more than the images of the rarest class, "
-                f"{self.class_names[rarest]!r}, which has {int(counts[rarest])}."
+                f"cannot make {k} folds of {self.name}: k must be at least 2 and at most the "
+                f"number of images of the rarest class, {self.class_names[rarest]!r}, "
+                f"which has {int(counts[rarest])}."
             )
-        # scikit-learn takes seeds of 32 bits only
-        folds = StratifiedKFold(k, shuffle=True, random_state=derive(seed, "folds", k) % 2**32)
-        labels = self.labels.numpy()
-        return [(torch.from_numpy(train), torch.from_numpy(test)) for train, test in folds.split(np.zeros(len(labels)), labels)]
+        return stratified_folds(self.labels, k, seed)
 
-    def only(self, classes: Sequence[str | int]) -> "ImageSet":
-        """Keep the images of these classes (names or indices), relabelled in the given order."""
+    def select_classes(self, classes: Sequence[str | int]) -> "ImageSet":
+        """Keep the images of some classes (names or indices), relabelled in the given order."""
         indices = self.class_indices(classes)
-        return self.merged({self.class_names[index]: [index] for index in indices})
+        return self.merge_classes({self.class_names[index]: [index] for index in indices})
 
-    def merged(self, groups: Mapping[str, Sequence[str | int]]) -> "ImageSet":
-        """Make one class of each group of classes, in the given order and under the group's name; others are left out.
+    def merge_classes(self, groups: Mapping[str, Sequence[str | int]]) -> "ImageSet":
+        """Merge groups of classes into one class each, and drop all other classes.
 
-        Raises: DemurError for an unknown class, one that is in two groups, or groups without any image.
+        Parameters
+        ----------
+        groups : mapping of str to sequence of str or int
+            Name of each new class, with the classes (names or indices) that it takes.
+
+        Returns
+        -------
+        ImageSet
+            The images of the groups, labelled in the order of `groups`.
+
+        Raises
+        ------
+        DemurError
+            For an unknown class, a class in two groups, or groups without any image.
+
+        Examples
+        --------
+        >>> from demur import data
+        >>> digits = data.load("digits", "test")
+        >>> digits.merge_classes({"even": "02468", "odd": "13579"}).counts().tolist()
+        [178, 181]
         """
         groups = {group: list(classes) for group, classes in groups.items()}
-        labels_of_groups = [label for label, classes in enumerate(groups.values()) for _ in classes]
+        new_labels = [label for label, classes in enumerate(groups.values()) for _ in classes]
         relabel = torch.full((self.num_classes,), -1)
-        relabel[self.class_indices(chain(*groups.values()))] = torch.tensor(labels_of_groups, dtype=torch.int64)
+        indices = self.class_indices(chain(*groups.values()))
+        relabel[indices] = torch.tensor(new_labels, dtype=torch.int64)
         labels = relabel[self.labels]
         kept = (labels >= 0).nonzero().flatten()
         return ImageSet(self.images[kept], labels[kept], tuple(groups), self.name)
 
     def class_indices(self, classes: Iterable[str | int]) -> list[int]:
-        """Find the labels of these classes (names or indices).
+        """Return the labels of some classes (names or indices).
 
-        Raises: DemurError for an unknown class, with the nearest name, and for one that is named twice.
+        Raises
+        ------
+        DemurError
+            For an unknown class, with the nearest name, and for a class that is named twice.
         """
         position = {name: index for index, name in enumerate(self.class_names)}
         indices: list[int] = []
@@ -178,27 +323,27 @@ class ImageSet:
                 raise unknown("class", name, self.class_names)
             index = position[name] if isinstance(name, str) else int(name)
             if not 0 <= index < self.num_classes:
-                raise DemurError(f"there is no class {name}: {self.name} has the classes 0..{self.num_classes - 1}.")
+                raise DemurError(
+                    f"there is no class {name}: "
+                    f"{self.name} has the classes 0..{self.num_classes - 1}."
+                )
             if index in indices:
-                raise DemurError(f"class {self.class_names[index]!r} is named twice; it can only be in one place.")
+                raise DemurError(
+                    f"class {self.class_names[index]!r} is named twice; "
+                    "a class can be in one place only."
+                )
             indices.append(index)
         return indices
 
-    def _quota(self, n: int) -> Tensor:
-        """How many of n images fall to each class, in proportion to the counts (largest remainders): (K,) int64."""
-        counts = self.counts()
-        exact = counts.double() * n / len(self)
-        quota = exact.floor().long()
-        short = n - int(quota.sum())
-        quota[(exact - quota).argsort(descending=True, stable=True)[:short]] += 1
-        return quota
 
-    def _drawn(self, quota: Tensor, seed: int, purpose: str) -> Tensor:
-        """Mark `quota` (K,) images of each class, drawn at random: (N,) bool."""
-        order = torch.randperm(len(self), generator=generator(seed, purpose))
-        order = order[self.labels[order].argsort(stable=True)]  # by class, at random within each
-        labels = self.labels[order]
-        rank = torch.arange(len(self)) - (self.counts().cumsum(0) - self.counts())[labels]
-        drawn = torch.zeros(len(self), dtype=torch.bool)
-        drawn[order[rank < quota[labels]]] = True
-        return drawn
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8:
+        raise DemurError(
+            f"an image set holds uint8 images, got {images.dtype}; "
+            "multiply images in [0, 1] by 255 and round them."
+        )
+    shape = tuple(images.shape)
+    if images.ndim != 4:
+        raise DemurError(f"an image set holds images of shape (N, C, H, W), got {shape}.")
+    if images.numel() == 0:
+        raise DemurError(f"there are no images: their shape is {shape}.")

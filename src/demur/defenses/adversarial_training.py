@@ -1,143 +1,292 @@
-"""Adversarial training: on attacked batches all along, everywhere or in a region, or, as the rejection paper has it, once more with what
-broke the network.
+"""Adversarial training, on attacked batches or on a data set with successful attacks added.
+
+Madry et al. 2018 attack every batch. Rothberg et al. 2019 attack only the pixels of a mask. The
+rejection paper, sec. 3.4, adds successful attacks to the training set and trains further.
 """
 
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from demur import seeds
-from demur.attacks import NEVER, AnyError, AttackResult, Goal
-from demur.attacks.regions import check_region
-from demur.classifier import Classifier, Outcome, check_labels, outcomes
-from demur.data import as_floats
+from demur.attacks import AnyError, Attack
+from demur.classifier import Outcome, check_labels, outcomes
+from demur.data import to_float
+from demur.defenses.attacked_batches import AttackedBatches, LostMask, Mask, MaskedAttack
+from demur.defenses.base import Defense
 from demur.errors import DemurError
-from demur.networks import Epoch, fit
-from demur.progress import Silent, reporting
-
-Region = Tensor | Callable[[Tensor, Tensor], Tensor]
-"""A region for all images, or what makes one of a batch: (images, labels) -> (n, 1, H, W)."""
+from demur.threat import ThreatModel, as_threat
+from demur.training import fit
 
 
-class AdversarialTraining(Classifier):
-    """A classifier whose network is trained on what an attack makes of its images.
+class AdversarialTraining(Defense):
+    """A classifier whose network is trained on attacked images.
 
-    Args:
-        module: the network, with num_classes outputs, or one more where it can reject.
-        num_classes: K.
-        attack: with all but classifier, images, labels, goal and seed filled in: `partial(attacks.pgd, norm="l2", eps=1.5, steps=10)`.
-        share: of each batch that is attacked; the rest stays clean. 1 replaces whole batches (Madry et al. 2018).
-        region: where the attack may act, anywhere if None.
-        posthoc: attack everywhere, and put back afterwards what lies outside the region, as algorithm 1 of the localized paper is
-            written. Otherwise the attack keeps to the region in every step, as its sec. 3 has it.
+    Parameters
+    ----------
+    network : nn.Module
+        A network with num_classes outputs, or one more for rejection.
+    num_classes : int
+        Number of classes K.
+    attack : Attack
+        How to attack. Training always maximises the cross-entropy.
+    threat : ThreatModel or str
+        Norm and eps, for example "linf:8/255". Its goal is replaced by `AnyError()`.
+    adversarial_fraction : float in (0, 1], default 1
+        Fraction of each batch that is attacked. 1 replaces the batch (Madry et al. 2018).
+    mask : Tensor or callable, optional
+        Where the attack may act: one mask for all images, or a function of (images, labels) that
+        gives one for each of them. None means everywhere, or the mask of the threat.
+    mask_after_attack : bool, default False
+        Attack everywhere, then put back the pixels outside the mask, as algorithm 1 of the
+        localized paper is written. Otherwise every step of the attack keeps to the mask, as in its
+        sec. 3.
+    prefit : bool, default False
+        Whether the network is trained already.
 
-    Attributes:
-        history_: list of Epoch, after `fit` or `retrain`. added_: how many attacked images `retrain` trained on.
+    Attributes
+    ----------
+    added_ : int
+        Number of attacked images that `augment_and_finetune` added.
+
+    Examples
+    --------
+    >>> from demur import data, networks
+    >>> from demur.attacks import PGD
+    >>> from demur.defenses import AdversarialTraining
+    >>> train, test = data.load("digits", "train"), data.load("digits", "test")
+    >>> defense = AdversarialTraining(networks.dnr_cnn(10), 10, PGD(steps=2), "linf:0.1")
+    >>> defense = defense.fit(train.images[:32], train.labels[:32], epochs=1, batch_size=16)
+    >>> defense.predict(test.to_float()[:2]).shape
+    torch.Size([2])
     """
 
-    history_: list[Epoch]
+    mask_tensor: Tensor | None
+    _remedy: ClassVar[str] = ", or say prefit=True if the network is trained already"
     added_: int = 0
 
     def __init__(
         self,
-        module: nn.Module,
+        network: nn.Module,
         num_classes: int,
-        attack: Callable[..., AttackResult],
+        attack: Attack,
+        threat: ThreatModel | str,
         *,
-        share: float = 1.0,
-        region: Region | None = None,
-        posthoc: bool = False,
+        adversarial_fraction: float = 1.0,
+        mask: Mask | None = None,
+        mask_after_attack: bool = False,
+        prefit: bool = False,
     ) -> None:
-        if not 0 < share <= 1:
-            raise DemurError(f"the share of each batch that is attacked lies in (0, 1], not at {share}.")
-        if posthoc and region is None:
-            raise DemurError("what is put back afterwards lies outside a region: name one.")
-        super().__init__(module, num_classes)
-        self.attack, self.share, self.region, self.posthoc = attack, share, region, posthoc
+        if not isinstance(attack, Attack):
+            raise DemurError(f"attack must be an attack such as PGD(steps=10), not {attack!r}.")
+        threat = as_threat(threat)
+        if isinstance(threat.eps, Tensor):
+            raise DemurError("the threat of a training needs one eps for all images.")
+        if threat.mask is not None and mask is not None:
+            raise DemurError("give a mask, or a threat with a mask, but not both.")
+        if not 0 < adversarial_fraction <= 1:
+            raise DemurError(f"adversarial_fraction must be in (0, 1], not {adversarial_fraction}.")
+        mask = threat.mask if mask is None else mask
+        if mask_after_attack and mask is None:
+            raise DemurError("mask_after_attack needs a mask.")
+        super().__init__(network, num_classes, fitted=prefit)
+        self.register_buffer("mask_tensor", None)
+        self.mask = mask
+        self.attack = attack
+        self.threat = replace(threat, goal=AnyError(), mask=None)
+        self.adversarial_fraction = adversarial_fraction
+        self.mask_after_attack = mask_after_attack
+
+    @property
+    def mask(self) -> Mask | None:
+        """Where the attack may act. A tensor is part of `state_dict()`, a function is not."""
+        return self._mask_function if self.mask_tensor is None else self.mask_tensor
+
+    @mask.setter
+    def mask(self, mask: Mask | None) -> None:
+        self.mask_tensor = mask.detach().clone() if isinstance(mask, Tensor) else None
+        self._mask_function = None if isinstance(mask, Tensor) else mask
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int = 0, **options: Any) -> Self:
-        """Train on batches that are attacked as the network stands, to the largest cross-entropy that the attack finds.
+        """Train on batches that are attacked at the current weights.
 
-        While it is attacked the network is in evaluation mode, so that its batch statistics are those of what it is trained on.
+        During the attack, the network is in evaluation mode. Its batch statistics are those of the
+        images that it is trained on.
 
-        Args:
-            images: (N, C, H, W), uint8 or float in [0, 1]. labels: (N,) in 0..num_classes-1.
-            seed, options: as for `networks.fit`: epochs, batch_size, device, optimizer, checkpoint, ...
+        Parameters
+        ----------
+        images : Tensor of shape (N, C, H, W), uint8 or float in [0, 1]
+        labels : Tensor of shape (N,), integers in 0..num_classes-1
+        seed, options
+            Of `training.fit`: epochs, batch_size, device, optimizer, checkpoint, ...
+
+        Returns
+        -------
+        self
         """
         check_labels(labels, len(images), self.num_classes)
-
-        def attacked(network: nn.Module, batch: Tensor, true: Tensor, step: int) -> tuple[Tensor, Tensor]:
-            count = max(1, round(self.share * len(batch)))  # the batch is in random order
-            goal = AnyError("cross_entropy", confidence=NEVER)
-            with reporting(Silent()):
-                attempts = self._attacked(batch[:count], true[:count], goal, seeds.derive(seed, "attack", step))
-            return torch.cat([attempts, batch[count:]]), true
-
-        self.history_ = fit(self.module, images, labels, transform=attacked, seed=seed, **options)
+        mask = self.mask
+        if isinstance(mask, Tensor) and mask.ndim == images.ndim and len(mask) > 1:
+            raise DemurError(
+                "training draws its batches at random, so a mask for each image does not fit them: "
+                "give a callable, mask(images, labels)."
+            )
+        transform = AttackedBatches(self, self._attacker(), self.adversarial_fraction, seed)
+        with self._fitting():
+            self.history_ = fit(
+                self.module, images, labels, transform=transform, seed=seed, **options
+            )
         return self
 
-    def _attacked(self, images: Tensor, labels: Tensor, goal: Goal, seed: int) -> Tensor:
-        """What the attack makes of images (n, C, H, W), inside the region."""
-        region = self.region(images, labels) if callable(self.region) else self.region
-        if not self.posthoc or region is None:
-            options = {} if region is None else {"region": region}
-            return self.attack(self, images, labels, goal=goal, seed=seed, **options).attempts
-        attempts = self.attack(self, images, labels, goal=goal, seed=seed).attempts
-        where = check_region(region, images)
-        assert where is not None
-        if not bool(((where == 0) | (where == 1)).all()):
-            raise DemurError("what lies outside a region can be put back afterwards only if the region is of 0 and 1.")
-        return torch.where(where > 0, attempts, images)
+    def augment_and_finetune(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        attacked: Tensor | None = None,
+        *,
+        seed: int = 0,
+        **options: Any,
+    ) -> Self:
+        """Attack the trained network, add the successes to the images, and train further.
 
-    def retrain(self, images: Tensor, labels: Tensor, attacked: Tensor | None = None, *, seed: int = 0, **options: Any) -> Self:
-        """Attack a network that is trained already, and train it further on all images and on those that were broken.
+        The two steps of the rejection paper, sec. 3.4 and 4.3. The added images have their true
+        labels. Attack the result again for an evaluation: the added images say nothing about it.
 
-        The two steps of the rejection paper, sec. 3.4 and 4.3: only successful examples are added, with their true labels.
-        Attack the result anew: what broke the network before says nothing of it now.
+        Parameters
+        ----------
+        images, labels
+            As for `fit`: what the network was trained on.
+        attacked : Tensor of shape (M,), int64, optional
+            Indices of the images to attack; all if None.
+        seed, options
+            As for `fit`.
 
-        Args:
-            images, labels: as for `fit`; what the network was trained on.
-            attacked: indices (M,) of the images to attack; all if None.
-            seed, options: as for `networks.fit`.
+        Returns
+        -------
+        self
 
-        Raises: DemurError if no image is broken, which leaves nothing to learn.
+        Raises
+        ------
+        DemurError
+            If the network is not trained, or no attack succeeds.
         """
+        self._check_fitted()
         check_labels(labels, len(images), self.num_classes)
         index = torch.arange(len(images)) if attacked is None else attacked
-        clean, true = as_floats(images[index]), labels[index]
-        sent = self._attacked(clean, true, AnyError("cross_entropy"), seed)
-        changed = (sent != clean).flatten(1).any(1)  # an image that is misclassified as it is, is there already
-        broken = (outcomes(self, sent, true).to(changed.device) != Outcome.CORRECT) & changed
-        if not bool(broken.any()):
-            raise DemurError(f"none of the {len(index)} attacked images is broken: there is nothing to retrain on. Allow the attack more.")
-        self.added_ = int(broken.sum())
-        together = torch.cat([as_floats(images), sent[broken]])
-        true = torch.cat([labels, true[broken.to(labels.device)]])
-        self.history_ = fit(self.module, together, true, seed=seed, **options)
+        clean = to_float(images[index])
+        true = labels[index]
+        found = self._attacker().succeed(self, clean, true, seed)
+        # A success without a change is in the training set already.
+        changed = (found != clean).flatten(1).any(1)
+        broken = outcomes(self, found, true).to(changed.device) != Outcome.CORRECT
+        added = broken & changed
+        if not bool(added.any()):
+            raise DemurError(
+                f"no attack on the {len(index)} images succeeds, so there is nothing to add: "
+                "use a larger eps or a stronger attack."
+            )
+        self.added_ = int(added.sum())
+        together = torch.cat([to_float(images), found[added]])
+        classes = torch.cat([labels, true[added.to(labels.device)]])
+        self.history_ = fit(self.module, together, classes, seed=seed, **options)
         return self
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Give the parameters as JSON. "mask" is "tensor", "callable" or None.
+
+        A mask that is a tensor is in `state_dict()`. A callable mask cannot be stored: set the
+        attribute `mask` of the loaded defence before it is trained further.
+        """
+        kind = "tensor" if isinstance(self.mask, Tensor) else "callable"
+        return {
+            "attack": self.attack.to_dict(),
+            "threat": str(self.threat),
+            "adversarial_fraction": self.adversarial_fraction,
+            "mask": None if self.mask is None else kind,
+            "mask_after_attack": self.mask_after_attack,
+        }
+
+    def learned(self) -> dict[str, Any]:
+        """Give the number of added images, as JSON."""
+        return {"added": self.added_}
+
+    @classmethod
+    def rebuild(
+        cls,
+        networks: Mapping[str, Any],
+        num_classes: int,
+        hyperparameters: Mapping[str, Any],
+        learned: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+    ) -> Self:
+        """Make a fitted defence from a bundle; see `Defense.rebuild`."""
+        parameters = dict(hyperparameters)
+        parameters["attack"] = Attack.from_dict(parameters["attack"])
+        if kind := parameters["mask"]:
+            parameters["mask"] = tensors["mask_tensor"] if kind == "tensor" else LostMask()
+        parameters["prefit"] = True
+        defense = super().rebuild(networks, num_classes, parameters, learned, tensors)
+        defense.added_ = int(learned["added"])
+        return defense
+
+    def _attacker(self) -> "MaskedAttack":
+        return MaskedAttack(self.attack, self.threat, self.mask, self.mask_after_attack)
 
 
 class LocalizedAdversarialTraining(AdversarialTraining):
-    """A classifier whose network is trained on images that are attacked where their object is not (Rothberg et al. 2019, algorithm 1).
+    """A classifier that is trained on images whose background is attacked.
 
-    It learns not to rely on what lies in the region. Any input will do: of a vector of features, the region names those not to rely on.
+    Rothberg et al. 2019, algorithm 1. The network learns not to rely on the pixels of the mask. The
+    input may also be a vector of features; then the mask names features.
 
-    Args:
-        region: where the attack may act: `regions.outside(regions.centre_box((28, 28), 12, 12))`, or what makes one of each batch:
-            `lambda images, labels: regions.outside(regions.foreground(images, dilation=1))`. A region of 0 everywhere is plain training.
-        The others are as in `AdversarialTraining`.
+    Parameters
+    ----------
+    network, num_classes, attack, threat, adversarial_fraction, mask_after_attack, prefit
+        As for `AdversarialTraining`.
+    mask : Tensor or callable
+        Where the attack may act, for example `masks.outside(masks.centre_box((28, 28), 12, 12))` or
+        `lambda images, labels: masks.outside(masks.foreground(images, dilation=1))`. A mask of 0
+        everywhere is training without an attack.
+
+    Examples
+    --------
+    >>> from demur import data, masks, networks
+    >>> from demur.attacks import PGD
+    >>> from demur.defenses import LocalizedAdversarialTraining
+    >>> train, test = data.load("digits", "train"), data.load("digits", "test")
+    >>> around = masks.outside(masks.centre_box((28, 28), 14, 14))
+    >>> defense = LocalizedAdversarialTraining(
+    ...     networks.dnr_cnn(10), 10, PGD(steps=2), "linf:0.3", mask=around
+    ... )
+    >>> defense = defense.fit(train.images[:32], train.labels[:32], epochs=1, batch_size=16)
+    >>> defense.predict(test.to_float()[:2]).shape
+    torch.Size([2])
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        network: nn.Module,
         num_classes: int,
-        attack: Callable[..., AttackResult],
+        attack: Attack,
+        threat: ThreatModel | str,
         *,
-        region: Region,
-        share: float = 1.0,
-        posthoc: bool = False,
+        mask: Mask,
+        adversarial_fraction: float = 1.0,
+        mask_after_attack: bool = False,
+        prefit: bool = False,
     ) -> None:
-        super().__init__(module, num_classes, attack, share=share, region=region, posthoc=posthoc)
+        given: object = mask
+        if given is None and as_threat(threat).mask is None:
+            raise DemurError("localized training needs a mask; AdversarialTraining needs none.")
+        super().__init__(
+            network,
+            num_classes,
+            attack,
+            threat,
+            adversarial_fraction=adversarial_fraction,
+            mask=mask,
+            mask_after_attack=mask_after_attack,
+            prefit=prefit,
+        )

@@ -1,56 +1,96 @@
-"""Background-class training: one large "none of the above" class, learnt from images of other things."""
+"""Background-class training: one class for everything that is none of the key classes."""
 
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from demur.classifier import Classifier
-from demur.data import as_floats
+from demur.classifier import check_labels
+from demur.data import to_float
+from demur.defenses.base import Defense
 from demur.errors import DemurError
-from demur.networks import Epoch, fit
+from demur.training import fit
 
 
-class BackgroundClass(Classifier):
+class BackgroundClass(Defense):
     """A classifier whose reject score is the logit of a background class (McCoyd & Wagner 2018).
 
-    Args:
-        module: a network with num_classes + 1 outputs, the last of which becomes the background's.
-        num_classes: the key classes, that is, those which are to be told apart.
+    Parameters
+    ----------
+    network : nn.Module
+        A network with num_classes + 1 outputs. The last output is the background class.
+    num_classes : int
+        Number of key classes: the classes that are to be told apart.
+    prefit : bool, default False
+        Whether the network is trained already.
 
-    Attributes:
-        history_: list of Epoch, after `fit`.
+    Examples
+    --------
+    >>> from demur import data, networks
+    >>> from demur.defenses import BackgroundClass
+    >>> train, test = data.load("digits", "train"), data.load("digits", "test")
+    >>> digits, others = train.select_classes(range(8)), train.select_classes([8, 9])
+    >>> defense = BackgroundClass(networks.dnr_cnn(9), num_classes=8)
+    >>> defense = defense.fit(
+    ...     digits.images[:64], digits.labels[:64], others.images[:16], epochs=1, batch_size=16
+    ... )
+    >>> defense.rejects, defense.predict(test.to_float()[:2]).shape
+    (True, torch.Size([2]))
     """
 
-    history_: list[Epoch]
+    _remedy: ClassVar[str] = ", or say prefit=True if the network is trained already"
 
-    def __init__(self, module: nn.Module, num_classes: int) -> None:
-        super().__init__(module, num_classes)
+    def __init__(self, network: nn.Module, num_classes: int, *, prefit: bool = False) -> None:
+        super().__init__(network, num_classes, rejects=True, fitted=prefit)
+
+    @classmethod
+    def rebuild(
+        cls,
+        networks: Mapping[str, Any],
+        num_classes: int,
+        hyperparameters: Mapping[str, Any],
+        learned: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+    ) -> Self:
+        """Make a fitted defence from a bundle; see `Defense.rebuild`."""
+        parameters = {**hyperparameters, "prefit": True}
+        return super().rebuild(networks, num_classes, parameters, learned, tensors)
 
     def fit(self, images: Tensor, labels: Tensor, background: Tensor, **options: Any) -> Self:
-        """Train the network on key images and background images together, as one more class.
+        """Train the network on key images and background images.
 
-        Args:
-            images: key images (N, C, H, W), uint8 or float in [0, 1].
-            labels: (N,) integers in 0..num_classes-1.
-            background: images (M, C, H, W) of none of the key classes, in the same type.
-            options: as for `networks.fit`: epochs, batch_size, seed, device, checkpoint, ...
+        Parameters
+        ----------
+        images : Tensor of shape (N, C, H, W), uint8 or float in [0, 1]
+            Key images.
+        labels : Tensor of shape (N,), integers in 0..num_classes-1
+        background : Tensor of shape (M, C, H, W), same dtype as `images`
+            Images of none of the key classes.
+        options
+            Of `training.fit`: epochs, batch_size, seed, device, ...
 
-        Raises: DemurError for images of different shapes or types, labels out of range, or a network without the extra output.
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        DemurError
+            If the images have different shapes or dtypes, a label is out of range, or the network
+            does not have num_classes + 1 outputs.
         """
-        if images.shape[1:] != background.shape[1:] or images.dtype != background.dtype or not len(background):
+        same = images.shape[1:] == background.shape[1:] and images.dtype == background.dtype
+        if not same or not len(background):
             raise DemurError(
-                f"background images {tuple(background.shape)} {background.dtype} do not go with key images "
-                f"{tuple(images.shape)} {images.dtype}: at least one is needed, of the same shape and type."
+                f"background images {tuple(background.shape)} {background.dtype} do not fit key "
+                f"images {tuple(images.shape)} {images.dtype}: give at least one background image "
+                "of the same shape and dtype."
             )
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise DemurError(f"labels of key images must lie in 0..{self.num_classes - 1}; the background gets its label here.")
-        self._check_outputs(images)
-        together = torch.cat([labels, labels.new_full((len(background),), self.num_classes)])
-        self.history_ = fit(self.module, torch.cat([images, background]), together, **options)
+        check_labels(labels, len(images), self.num_classes)
+        with self._fitting():
+            self.scores(to_float(images[:1]))  # checks the number of outputs before the training
+            classes = torch.cat([labels, labels.new_full((len(background),), self.num_classes)])
+            together = torch.cat([images, background])
+            self.history_ = fit(self.module, together, classes, **options)
         return self
-
-    def _check_outputs(self, images: Tensor) -> None:
-        columns = self.scores(as_floats(images[:2])).shape[1]
-        if columns != self.num_classes + 1:
-            raise DemurError(f"a background class needs a network with {self.num_classes + 1} outputs; this one has {columns}.")

@@ -1,19 +1,6 @@
-"""Measuring: three outcomes for every image, figures with their uncertainty, and a ledger that remembers each cell."""
+"""Evaluation: plans of nodes, their records and tables, the store of results, security curves."""
 
 from demur.evaluation.curves import SecurityCurve, offset_for, security_curve, shifted
-from demur.evaluation.ledger import Cell, Ledger
-from demur.evaluation.metrics import Rates, Spread, rates, spread, wilson_interval
+from demur.evaluation.store import NodeResult, Store
 
-__all__ = [
-    "Cell",
-    "Ledger",
-    "Rates",
-    "SecurityCurve",
-    "Spread",
-    "offset_for",
-    "rates",
-    "security_curve",
-    "shifted",
-    "spread",
-    "wilson_interval",
-]
+__all__ = ["NodeResult", "SecurityCurve", "Store", "offset_for", "security_curve", "shifted"]

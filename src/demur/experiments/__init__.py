@@ -1,5 +1,1 @@
-"""The papers as experiments: `run` carries one out at a profile's scale and writes its results."""
-
-from demur.experiments.runner import EXPERIMENTS, run
-
-__all__ = ["EXPERIMENTS", "run"]
+"""The papers as experiments of version 1."""

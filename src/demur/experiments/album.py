@@ -25,7 +25,11 @@ class Album:
     @property
     def fingerprint(self) -> str:
         """A digest of all photographs, their boxes and classes, and of the networks' weights."""
-        said = [part for photo in self.photos for part in (photo.pixels.numpy().tobytes(), str(photo.boxes), str(photo.label))]
+        said = [
+            part
+            for photo in self.photos
+            for part in (photo.pixels.numpy().tobytes(), str(photo.boxes), str(photo.label))
+        ]
         return digest(*said, *(file_digest(path) for path in self.networks.values()))
 
     def __str__(self) -> str:
@@ -48,22 +52,34 @@ def gather(wanted: PhotographsProfile | None, data_root: Path | None) -> Album |
     missing = [name for name in wanted.networks if name not in networks]
     notes = [f"No weights of {' and '.join(missing)} are at hand."] if missing else []
     if len(enough) < wanted.images:
-        notes.append(f"Only {len(enough)} of {len(photos)} photographs are as large as the networks need ({largest} pixels).")
+        notes.append(
+            f"Only {len(enough)} of {len(photos)} photographs are as large as the networks need ({largest} pixels)."
+        )
     return Album(_boxed(enough, data_root), networks, tuple(notes)) if enough else None
 
 
 def without_album(wanted: PhotographsProfile | None) -> list[str]:
     """Say that there are no photographs, where a profile wants some."""
-    return ["no photographs: there is no such folder under the data root, or no weights of a network"] if wanted else []
+    return (
+        ["no photographs: there is no such folder under the data root, or no weights of a network"]
+        if wanted
+        else []
+    )
 
 
 def _boxed(photos: Sequence[Photo], data_root: Path | None) -> list[Photo]:
     """Where a photograph has no box, the detector's, if its weights are at hand; else none: the network's own map is then asked."""
-    if all(photo.boxes for photo in photos) or weights.find("ssdlite320_mobilenet_v3_large", data_root) is None:
+    if (
+        all(photo.boxes for photo in photos)
+        or weights.find("ssdlite320_mobilenet_v3_large", data_root) is None
+    ):
         return list(photos)
     suggested = Detector(root=data_root).boxes([photo.pixels for photo in photos])
     pairs = zip(photos, suggested, strict=True)
-    return [photo if photo.boxes else Photo(photo.pixels, photo.name, boxes, photo.label) for photo, boxes in pairs]
+    return [
+        photo if photo.boxes else Photo(photo.pixels, photo.name, boxes, photo.label)
+        for photo, boxes in pairs
+    ]
 
 
 def at_size(photos: Sequence[Photo], resize: int, size: int) -> ImageSet:
@@ -76,5 +92,8 @@ def _labels(photos: Sequence[Photo]) -> Tensor:
     return torch.tensor([0 if photo.label is None else photo.label for photo in photos])
 
 
-DISTINCT = tuple(name if CLASSES.index(name) == place else f"{name} ({place})" for place, name in enumerate(CLASSES))
+DISTINCT = tuple(
+    name if CLASSES.index(name) == place else f"{name} ({place})"
+    for place, name in enumerate(CLASSES)
+)
 """ImageNet's class names; two of them stand for two classes each, of which the second gets its number."""

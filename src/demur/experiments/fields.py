@@ -30,18 +30,18 @@ Shares = Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], INCREASING]
 
 
 class StrongestProfile(BaseModel):
-    """How hard the strongest attacker tries, and on how many images."""
+    """The size of the strongest ensemble, and the number of images that it attacks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     images: int = Field(ge=1)
     steps: int = Field(ge=1)
-    targets: int = Field(ge=1)
-    queries: int = Field(ge=1)
+    n_targets: int = Field(ge=1)
+    n_queries: int = Field(ge=1)
 
     @property
     def passes(self) -> int:
         """About how many passes over its images the ensemble makes."""
-        return self.steps * (4 + self.targets) + self.queries
+        return self.steps * (4 + self.n_targets) + self.n_queries
 
 
 class PhotographsProfile(BaseModel):

@@ -10,7 +10,7 @@ import torch
 from demur import data, seeds
 from demur.data import ImageSet, NoSplitError, SourceStatus
 from demur.errors import DemurError
-from demur.experiments.results import Data
+from demur.evaluation.results import Data
 from demur.files import digest
 
 
@@ -25,7 +25,9 @@ def passed_over(entries: Sequence[str], taken: str, root: Path | None) -> str:
     """Say which entries the profile would rather have had."""
     missing = entries[: entries.index(taken)]
     return (
-        f"; {' and '.join(missing)}, named first, {'is' if len(missing) == 1 else 'are'} not in {data.data_root(root)}" if missing else ""
+        f"; {' and '.join(missing)}, named first, {'is' if len(missing) == 1 else 'are'} not in {data.data_root(root)}"
+        if missing
+        else ""
     )
 
 
@@ -85,27 +87,39 @@ class Part(Generic[Settings]):
         return digest(self.train.fingerprint, self.test.fingerprint)
 
 
-def gather_part(settings: Settings, attacked: int, data_root: Path | None, seed: int) -> Part[Settings]:
+def gather_part(
+    settings: Settings, attacked: int, data_root: Path | None, seed: int
+) -> Part[Settings]:
     """Load the images of one set. Raises: DemurError for too few of them, and for images that are not square."""
-    known = {status.name: status for status in data.describe(data_root)}
+    known = {status.name: status for status in data.list_datasets(data_root)}
     entry = first_at_hand(settings.data, known)
     train, test = load_splits(entry, data_root, seeds.derive(seed, "test"))
     if settings.train_images is not None:
         if settings.train_images > len(train):
-            raise DemurError(f"train_images is {settings.train_images}, but {entry} has {len(train)} training images.")
-        train = train.take(settings.train_images, seeds.derive(seed, "train"))
+            raise DemurError(
+                f"train_images is {settings.train_images}, but {entry} has {len(train)} training images."
+            )
+        train = train.sample(settings.train_images, seeds.derive(seed, "train"))
     if attacked > len(test):
         raise DemurError(f"attack.images is {attacked}, but {entry} has {len(test)} test images.")
     height, width = test.images.shape[2:]
     if height != width:
         raise DemurError(f"the networks need square images; those of {entry} are {height}x{width}.")
     where = known[entry].where if entry in known else ""
-    return Part(settings, train, test, where not in ("", "embedded"), f"{counted(train)}{passed_over(settings.data, entry, data_root)}")
+    return Part(
+        settings,
+        train,
+        test,
+        where not in ("", "embedded"),
+        f"{counted(train)}{passed_over(settings.data, entry, data_root)}",
+    )
 
 
 def in_random_order(images: ImageSet, seed: int) -> ImageSet:
     """The same images in another order, so that the first so many are a fair sample: a folder's are in the order of its classes."""
-    return images.subset(torch.randperm(len(images), generator=seeds.generator(seed, "in random order")))
+    return images.subset(
+        torch.randperm(len(images), generator=seeds.generator(seed, "in random order"))
+    )
 
 
 def describe_parts(parts: Sequence[Part[Any]], photographs: str | None) -> Data:

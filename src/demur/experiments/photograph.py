@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from demur import attacks
-from demur.attacks import Target, sizes
+from demur.attacks import NormalizedGradient, Target, sizes
 from demur.classifier import Classifier
-from demur.data import Photo, as_floats, fitted, read_photo
+from demur.data import Photo, fitted, read_photo, to_float
 from demur.errors import DemurError
 from demur.networks import CLASSES, class_number, imagenet_network
+from demur.threat import ThreatModel
 
 MORE_SURE = (0.0, 0.5, 1.0, 2.0, 4.0)
 """By how much the target must win: rounding to 8 bits takes some of it away, and the stored picture is what counts."""
@@ -19,11 +19,25 @@ MORE_SURE = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 @dataclass(frozen=True)
 class PhotoAttack:
-    """What came of it. Pictures are uint8 (3, H, W), as files hold them; `found` is the answer on the stored one.
+    """The result of an attack on a photograph. Pictures are uint8 (3, H, W), as files hold them.
 
-    Attributes:
-        photo: as it is in its file. classifier: the network. before: the answer and its probability. target: its name and the probabilities
-            before and after. steps: of the attack. l2, linf: how far the stored picture is, in pixel values in [0, 1].
+    Attributes
+    ----------
+    photo : Photo
+        The photograph of the file.
+    classifier : Classifier
+        The network.
+    original, attacked : Tensor of shape (3, H, W), uint8
+    before : tuple of (str, float)
+        The answer and its probability.
+    target : tuple of (str, float, float)
+        The name of the target, and its probability before and after the attack.
+    success : bool
+        Whether the network answers with the target on the stored picture.
+    steps : int
+        Steps of the attack.
+    l2, linf : float
+        Size of the change of the stored picture, on pixels in [0, 1].
     """
 
     photo: Photo
@@ -32,7 +46,7 @@ class PhotoAttack:
     attacked: Tensor
     before: tuple[str, float]
     target: tuple[str, float, float]
-    found: bool
+    success: bool
     steps: int
     l2: float
     linf: float
@@ -64,21 +78,23 @@ def attack_photograph(
     photo = read_photo(path)
     original = fitted(photo, module.resize, module.size).pixels
     classifier = Classifier(module, len(CLASSES)).to(device or torch.device("cpu")).eval()
-    clean = as_floats(original[None])
+    clean = to_float(original[None])
     scores = classifier.scores(clean)
     answer = int(scores.argmax())
     if answer == wanted:
-        raise DemurError(f"{path} is taken for {CLASSES[wanted]!r} as it is: choose another target.")
-    label, spent = torch.tensor([answer]), 0
+        raise DemurError(
+            f"{path} is already classified as {CLASSES[wanted]!r}: choose another target."
+        )
+    label = torch.tensor([answer])
+    threat = ThreatModel("l2", goal=Target(wanted))
     for confidence in MORE_SURE:
-        goal = Target(wanted, confidence=confidence)
-        result = attacks.normalized_gradient(classifier, clean, label, goal=goal, step_size=step_size, steps=steps)
-        spent = int(result.backwards)
-        attacked = (result.attempts * 255).round().to(torch.uint8)
-        after = classifier.scores(as_floats(attacked))
-        if int(after.argmax()) == wanted or not bool(result.found):
+        attack = NormalizedGradient(step_size=step_size, steps=steps, confidence=confidence)
+        result = attack(classifier, clean, label, threat)
+        attacked = (result.candidates * 255).round().to(torch.uint8)
+        after = classifier.scores(to_float(attacked))
+        if int(after.argmax()) == wanted or not bool(result.success):
             break
-    moved = sizes(clean, as_floats(attacked))
+    moved = sizes(clean, to_float(attacked))
     sure, now = scores.softmax(1)[0], after.softmax(1)[0]
     return PhotoAttack(
         photo,
@@ -88,7 +104,7 @@ def attack_photograph(
         answer_on(classifier, clean),
         (CLASSES[wanted], float(sure[wanted]), float(now[wanted])),
         int(now.argmax()) == wanted,
-        spent,
+        int(result.backwards),
         float(moved["l2"]),
         float(moved["linf"]),
     )

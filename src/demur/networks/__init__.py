@@ -1,24 +1,31 @@
-"""The papers' networks, networks for ImageNet, and the one loop that trains any network."""
+"""Networks: those of the papers, ImageNet networks with their preprocessing, and a detector."""
 
 from demur.networks.detection import Detector
-from demur.networks.imagenet import ARCHITECTURES, CLASSES, ImageNetNetwork, class_number, imagenet_network
-from demur.networks.papers import background_class_network, localized_network, rejection_network, wide_network
-from demur.networks.training import Epoch, adadelta, fit, rejection_sgd, stepwise_sgd
+from demur.networks.features import FeatureExtractor
+from demur.networks.imagenet import (
+    ARCHITECTURES,
+    CLASSES,
+    ImageNetNetwork,
+    class_number,
+    imagenet_network,
+    untrained_imagenet_network,
+)
+from demur.networks.papers import background_class_network, dnr_cnn, localized_network
+from demur.networks.registry import build
+from demur.networks.residual import wide_resnet
 
 __all__ = [
     "ARCHITECTURES",
     "CLASSES",
     "Detector",
-    "Epoch",
+    "FeatureExtractor",
     "ImageNetNetwork",
-    "adadelta",
     "background_class_network",
+    "build",
     "class_number",
-    "fit",
+    "dnr_cnn",
     "imagenet_network",
     "localized_network",
-    "rejection_network",
-    "rejection_sgd",
-    "stepwise_sgd",
-    "wide_network",
+    "untrained_imagenet_network",
+    "wide_resnet",
 ]

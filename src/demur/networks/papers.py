@@ -4,30 +4,72 @@ import torch
 from torch import Tensor, nn
 
 from demur.errors import DemurError
+from demur.networks.registry import register
 
 
 class Centre(nn.Module):
-    """Shift pixels from [0, 1] to [-0.5, 0.5], the range of the background-class paper; the attacks never see it."""
+    """Shift pixels from [0, 1] to [-0.5, 0.5], the range of the background-class paper.
+
+    Examples
+    --------
+    >>> Centre()(torch.tensor([0.0, 1.0]))
+    tensor([-0.5000,  0.5000])
+    """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W), shifted."""
+        """Shift images of shape (N, C, H, W)."""
         return images - 0.5
 
 
-def background_class_network(num_outputs: int, *, channels: int = 1, size: int = 28, seed: int = 0) -> nn.Sequential:
-    """Build the network of the background-class paper (Table II), with 10 outputs, or 11 with the background class.
+@register
+def background_class_network(
+    num_outputs: int, *, channels: int = 1, size: int = 28, seed: int = 0
+) -> nn.Sequential:
+    """Build the network of the background-class paper (McCoyd & Wagner 2018, Table II).
 
-    It is the MNIST example of Keras with batch normalisation for dropout: valid padding, so 9,216 features at 28x28;
-    "MaxOut 2x2" is max-pooling, and the logits are batch-normalised. What the paper leaves out is as in Keras: Glorot's
-    uniform weights, biases of 0, an epsilon of .001. Only the batch statistics are averaged with .9 where Keras has .99: that
-    lags behind the weights, and needs the paper's 39,000 steps to catch up. The rectifier stands after the pooling, with which
-    it commutes, because there it has a quarter of the work. The initial weights depend on `seed` alone.
+    It is the MNIST example of Keras with batch normalisation in place of dropout. Convolutions have
+    valid padding, so there are 9,216 features at 28x28. "MaxOut 2x2" is max pooling, and the logits
+    are batch-normalised. What the paper leaves out is as in Keras: uniform Glorot weights, biases
+    of 0, and an epsilon of .001.
+
+    Deviations: batch statistics are averaged with a momentum of .9 in place of Keras' .99, which
+    lags behind the weights and needs the paper's 39,000 steps to catch up. The rectifier follows
+    the pooling; the two commute, and the rectifier then has a quarter of the work.
+
+    Parameters
+    ----------
+    num_outputs : int
+        Number of scores, at least 2: 10 for digits, 11 with the background class.
+    channels : int, default=1
+        Channels of the images.
+    size : int, default=28
+        Pixels a side, even and at least 6.
+    seed : int, default=0
+        The initial weights depend on it alone.
+
+    Returns
+    -------
+    nn.Sequential
+        The network, in training mode: images (N, C, H, W) in [0, 1] to scores (N, num_outputs).
+
+    Raises
+    ------
+    DemurError
+        For numbers outside these ranges.
+
+    Examples
+    --------
+    >>> background_class_network(11).eval()(torch.rand(2, 1, 28, 28)).shape
+    torch.Size([2, 11])
     """
+    _check("background-class network", num_outputs, channels)
     if size < 6 or size % 2:
-        raise DemurError(f"the background-class network needs images of an even size of at least 6 pixels, not {size}.")
-    if num_outputs < 2 or channels < 1:
-        raise DemurError(f"the background-class network needs at least 2 outputs and 1 channel, not {num_outputs} and {channels}.")
-    eps, momentum = 1e-3, 0.1
+        raise DemurError(
+            "the background-class network needs images of an even size of at least 6 pixels, "
+            f"not {size}."
+        )
+    eps = 1e-3
+    momentum = 0.1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
@@ -54,19 +96,52 @@ def background_class_network(num_outputs: int, *, channels: int = 1, size: int =
     return network
 
 
-def rejection_network(num_outputs: int = 10, *, channels: int = 1, size: int = 28, seed: int = 0) -> nn.Sequential:
-    """Build the MNIST network of the rejection paper (Table 1), which is that of Carlini & Wagner 2017 with padding.
+@register
+def dnr_cnn(
+    num_outputs: int = 10, *, channels: int = 1, size: int = 28, seed: int = 0
+) -> nn.Sequential:
+    """Build the MNIST network of the deep-neural-rejection paper (Sotgiu et al. 2020, Table 1).
 
-    Conv32-Conv32-Pool-Conv64-Conv64-Pool-FC200-FC200, all convolutions 3x3 with padding 1, rectifiers after each, dropout of one half
-    after the first dense layer (as in Carlini & Wagner's code; the paper does not say where). The paper draws the filters of convolutions
-    from a normal distribution: Keras' is N(0, .05). Of dense layers it says nothing: Keras' default is Glorot's uniform one; with
-    N(0, .05) there, too, training at the paper's rate of .1 sometimes ends at chance. The initial weights depend on `seed` alone.
+    It is the network of Carlini & Wagner 2017 with padding: two convolutions of 32 filters, max
+    pooling, two of 64 filters, max pooling, two dense layers of 200, and the output. Convolutions
+    are 3x3 with padding 1, and a rectifier follows each layer. Dropout of one half follows the
+    first dense layer, as in the code of Carlini & Wagner; the paper does not say where.
+
+    The paper draws the filters of convolutions from a normal distribution; Keras' is N(0, .05). It
+    does not mention dense layers. Their weights are Keras' default here, uniform Glorot: with
+    N(0, .05), training at the paper's rate of .1 sometimes ends at chance.
+
+    Parameters
+    ----------
+    num_outputs : int, default=10
+        Number of scores, at least 2.
+    channels : int, default=1
+        Channels of the images.
+    size : int, default=28
+        Pixels a side, divisible by 4.
+    seed : int, default=0
+        The initial weights depend on it alone.
+
+    Returns
+    -------
+    nn.Sequential
+        The network, in training mode: images (N, C, H, W) in [0, 1] to scores (N, num_outputs).
+
+    Raises
+    ------
+    DemurError
+        For numbers outside these ranges.
+
+    Examples
+    --------
+    >>> dnr_cnn(10)(torch.rand(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
     """
-    if num_outputs < 2 or size < 4 or size % 4:
-        raise DemurError(f"the rejection network needs 2 outputs or more and a size divisible by 4, not {num_outputs} and {size}.")
+    _check("rejection network", num_outputs, channels, size)
 
     def double(before: int, after: int) -> list[nn.Module]:
-        first, second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
+        first = nn.Conv2d(before, after, 3, padding=1)
+        second = nn.Conv2d(after, after, 3, padding=1)
         return [first, nn.ReLU(), second, nn.ReLU(), nn.MaxPool2d(2)]
 
     with torch.random.fork_rng(devices=[]):
@@ -93,15 +168,45 @@ def rejection_network(num_outputs: int = 10, *, channels: int = 1, size: int = 2
     return network
 
 
-def localized_network(num_outputs: int = 10, *, channels: int = 1, size: int = 28, seed: int = 0) -> nn.Sequential:
-    """Build the network of the localized paper: "two convolutional layers, a fully connected layer, and an output layer".
+@register
+def localized_network(
+    num_outputs: int = 10, *, channels: int = 1, size: int = 28, seed: int = 0
+) -> nn.Sequential:
+    """Build the MNIST network of the localized-adversarial-training paper (Rothberg et al. 2019).
 
-    It is that of Madry et al. 2018 for MNIST, whose number of training steps and eps the paper has: Conv5x5-32, Pool, Conv5x5-64,
-    Pool, FC1024, output; weights from a normal distribution of deviation .1, cut off at two deviations, and biases of .1. The
-    initial weights depend on `seed` alone.
+    The paper describes "two convolutional layers, a fully connected layer, and an output layer".
+    This is the MNIST network of Madry et al. 2018, from which the paper takes its number of
+    training steps and its eps: a 5x5 convolution of 32 filters, max pooling, a 5x5 convolution of
+    64 filters, max pooling, a dense layer of 1,024, and the output. Weights are drawn from a normal
+    distribution of deviation .1, truncated at two deviations; biases begin at .1.
+
+    Parameters
+    ----------
+    num_outputs : int, default=10
+        Number of scores, at least 2.
+    channels : int, default=1
+        Channels of the images.
+    size : int, default=28
+        Pixels a side, divisible by 4.
+    seed : int, default=0
+        The initial weights depend on it alone.
+
+    Returns
+    -------
+    nn.Sequential
+        The network, in training mode: images (N, C, H, W) in [0, 1] to scores (N, num_outputs).
+
+    Raises
+    ------
+    DemurError
+        For numbers outside these ranges.
+
+    Examples
+    --------
+    >>> localized_network(10)(torch.rand(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
     """
-    if num_outputs < 2 or size < 4 or size % 4:
-        raise DemurError(f"the localized network needs 2 outputs or more and a size divisible by 4, not {num_outputs} and {size}.")
+    _check("localized network", num_outputs, channels, size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
@@ -124,68 +229,10 @@ def localized_network(num_outputs: int = 10, *, channels: int = 1, size: int = 2
     return network
 
 
-class Standardized(nn.Module):
-    """Each image less its mean, over its deviation (1 / sqrt(number of values) at the least): as TensorFlow has it."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W), standardized."""
-        deviation = images.std((1, 2, 3), keepdim=True, correction=0).clamp(min=images[0].numel() ** -0.5)
-        return (images - images.mean((1, 2, 3), keepdim=True)) / deviation
-
-
-class _WideUnit(nn.Module):
-    """Two convolutions beside a shortcut; a wider unit's shortcut is averaged down, and padded with channels of 0."""
-
-    def __init__(self, before: int, after: int, stride: int, activate_first: bool) -> None:
-        super().__init__()
-        self.stride, self.more, self.activate_first = stride, after - before, activate_first
-        self.first_norm, self.second_norm = _batch_norm(before), _batch_norm(after)
-        self.first = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-        self.second = nn.Conv2d(after, after, 3, padding=1, bias=False)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """(n, before, h, w) to (n, after, h / stride, w / stride)."""
-        active = _leaky(self.first_norm(values))
-        shortcut = active if self.activate_first else values
-        inner = self.second(_leaky(self.second_norm(self.first(active))))
-        if self.stride > 1:
-            shortcut = nn.functional.avg_pool2d(shortcut, self.stride)
-        if self.more:
-            shortcut = nn.functional.pad(shortcut, (0, 0, 0, 0, self.more // 2, self.more - self.more // 2))
-        return torch.as_tensor(inner + shortcut)
-
-
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.1)
-
-
-def _leaky(values: Tensor) -> Tensor:
-    return nn.functional.leaky_relu(values, 0.1)
-
-
-def wide_network(num_outputs: int = 10, *, channels: int = 3, size: int = 32, widen: int = 10, units: int = 5, seed: int = 0) -> nn.Module:
-    """Build the residual network of Madry et al. 2018 for CIFAR-10, w32-10, whose natural accuracy the localized paper has.
-
-    Conv3x3-16, three groups of `units` units with 16, 32 and 64 times `widen` channels, and the mean over the image. Convolutions
-    begin with deviation sqrt(2 / (9 outputs)). 46 million weights as it is; a smaller `widen` or `units` makes a smaller one. The
-    initial weights depend on `seed` alone.
-    """
-    if num_outputs < 2 or size < 4 or size % 4 or min(widen, units) < 1:
-        raise DemurError(f"the wide network needs 2 outputs or more and a size divisible by 4, not {num_outputs} and {size}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers: list[nn.Module] = [Standardized(), nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
-        before = 16
-        for group, after in enumerate((16 * widen, 32 * widen, 64 * widen)):
-            for unit in range(units):
-                layers.append(_WideUnit(before, after, 2 if group and not unit else 1, activate_first=not group and not unit))
-                before = after
-        last = nn.Linear(before, num_outputs)
-        network = nn.Sequential(*layers, _batch_norm(before), nn.LeakyReLU(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
-        for layer in network.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=(2 / (9 * layer.out_channels)) ** 0.5)
-        bound = (3 / last.in_features) ** 0.5  # TensorFlow's uniform unit scaling
-        nn.init.uniform_(last.weight, -bound, bound)
-        nn.init.zeros_(last.bias)
-    return network
+def _check(kind: str, num_outputs: int, channels: int, size: int = 4) -> None:
+    if num_outputs < 2 or channels < 1:
+        raise DemurError(
+            f"the {kind} needs at least 2 outputs and 1 channel, not {num_outputs} and {channels}."
+        )
+    if size < 4 or size % 4:
+        raise DemurError(f"the {kind} needs a size divisible by 4, not {size}.")

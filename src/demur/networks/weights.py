@@ -1,11 +1,11 @@
-"""Files of trained weights: where they lie, how they are read without running anything in them, and how they are downloaded."""
+"""Files of trained weights: where they lie, how to read them safely, and how to download them."""
 
 from pathlib import Path
 from shlex import quote
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
 
@@ -13,7 +13,7 @@ from demur.data import data_root
 from demur.errors import DemurError, unknown
 
 FOLDER = Path("imagenet", "weights")
-"""Where weights lie under a data root."""
+"""The folder of weights inside a data root."""
 
 URLS = {
     "inception_v3": models.Inception_V3_Weights.IMAGENET1K_V1.url,
@@ -24,65 +24,201 @@ URLS = {
     "squeezenet1_0": models.SqueezeNet1_0_Weights.IMAGENET1K_V1.url,
     "ssdlite320_mobilenet_v3_large": SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.url,
 }
-"""Where torchvision has the weights of networks, by name."""
+"""Addresses of torchvision's weights, by the name of the network."""
 
 
 def find(name: str, root: str | Path | None = None) -> Path | None:
-    """The file with the weights of that network: in the data root, as safetensors or as torchvision names it, else in torch's cache."""
-    folder, downloaded = data_root(root) / FOLDER, _file_name(name)
-    places = (folder / f"{name}.safetensors", folder / downloaded, Path(torch.hub.get_dir(), "checkpoints", downloaded))
+    """Find the file with the weights of a network.
+
+    Parameters
+    ----------
+    name : str
+        A key of `URLS`.
+    root : path, optional
+        The data root, as in `data.data_root`.
+
+    Returns
+    -------
+    Path or None
+        A safetensors file or torchvision's file in the data root, else torchvision's file in
+        torch's cache. None where there is no file.
+
+    Raises
+    ------
+    DemurError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> find("resnet18", "no/such/folder")  # doctest: +SKIP
+    """
+    downloaded = _file_name(name)
+    folder = data_root(root) / FOLDER
+    places = (
+        folder / f"{name}.safetensors",
+        folder / downloaded,
+        Path(torch.hub.get_dir(), "checkpoints", downloaded),
+    )
     return next((place for place in places if place.is_file()), None)
 
 
 def wanted(name: str, root: str | Path | None = None) -> Path:
-    """As `find`. Raises: DemurError, saying how to get it, where there is none."""
+    """Find the file with the weights of a network, and raise an error where there is none.
+
+    Parameters
+    ----------
+    name : str
+        A key of `URLS`.
+    root : path, optional
+        The data root, as in `data.data_root`.
+
+    Returns
+    -------
+    Path
+        The file, as from `find`.
+
+    Raises
+    ------
+    DemurError
+        For an unknown name, or where there is no file. The message names the command that
+        downloads it.
+
+    Examples
+    --------
+    >>> wanted("resnet18")  # doctest: +SKIP
+    PosixPath('.../imagenet/weights/resnet18.safetensors')
+    """
     if path := find(name, root):
         return path
     folder = data_root(root)
     raise DemurError(
-        f"there are no weights of {name}: no {name}.safetensors nor {_file_name(name)} in {folder / FOLDER}. "
-        f"Get them with: demur data get {name} --data-root {quote(str(folder))}"
+        f"there are no weights of {name}: neither {name}.safetensors nor {_file_name(name)} is in "
+        f"{folder / FOLDER}. "
+        f"Get them with: demur data download {name} --data-root {quote(str(folder))}"
     )
 
 
 def download(name: str, root: str | Path | None = None) -> Path:
-    """Download the weights of that network into the data root, verified by the digest in their name (as torchvision's have it).
+    """Download the weights of a network into the data root.
 
-    Raises: DemurError for a name that is not in URLS, or if the download failed; nothing is then left of it.
+    The file is verified by the digest in its name, which is torchvision's. An existing file is
+    kept.
+
+    Parameters
+    ----------
+    name : str
+        A key of `URLS`.
+    root : path, optional
+        The data root, as in `data.data_root`.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    DemurError
+        For an unknown name, or if the download failed. Nothing of a failed download remains.
+
+    Examples
+    --------
+    >>> download("resnet18")  # doctest: +SKIP
+    PosixPath('.../imagenet/weights/resnet18-f37072fd.pth')
     """
-    if name not in URLS:
-        raise unknown("network", name, URLS)
-    url, folder = URLS[name], data_root(root) / FOLDER
-    path = folder / _file_name(name)
+    path = data_root(root) / FOLDER / _file_name(name)
+    url = URLS[name]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
             digest = path.stem.rpartition("-")[2]
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)  # through a temporary name
+            # Through a temporary file.
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise DemurError(f"cannot download {url}: {error}.") from error
     return path
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file of weights, by name, and what its metadata say (a .pth file has none).
+    """Read a file of weights without running code from it.
 
-    Raises: DemurError if it is missing, damaged, or could run code when read.
+    Parameters
+    ----------
+    path : Path
+        A safetensors file, or a state dict written by `torch.save`.
+
+    Returns
+    -------
+    state : dict of str to Tensor
+        The tensors by name.
+    metadata : dict of str to str
+        The metadata of a safetensors file; empty for other files.
+
+    Raises
+    ------
+    DemurError
+        If the file does not exist, is damaged, contains something else, or could run code.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({"bias": torch.zeros(3)}, Path(folder, "a.pth"))
+    ...     read(Path(folder, "a.pth"))
+    ({'bias': tensor([0., 0., 0.])}, {})
     """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - it is no dict
+                names = file.keys()
+                return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DemurError(f"there is no file {path}.") from error
     except (OSError, SafetensorError, EOFError) as error:
-        raise DemurError(f"{path} is not a whole file of weights ({' '.join(str(error).split())[:160]}).") from error
+        reason = " ".join(str(error).split())[:160]
+        raise DemurError(f"{path} is not a whole file of weights ({reason}).") from error
     except Exception as error:  # the restricted unpickler raises whatever rubbish leads to
-        raise DemurError(f"{path} cannot be read without running code in it, or is damaged: weights are wanted, as safetensors.") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DemurError(f"{path} is no state dict: it must map names to tensors.")
+        raise DemurError(
+            f"{path} cannot be read without running code in it, or it is damaged: weights are "
+            "wanted, as safetensors."
+        ) from error
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DemurError(f"{path} is not a state dict: it must map names to tensors.")
     return state, {}
+
+
+def load_into(network: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
+    """Load weights that `read` returned into a network.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The network. Its weights change in place.
+    state : dict of str to Tensor
+        The weights.
+    path : Path
+        Their file, for the error message.
+    name : str
+        The network's name, for the error message.
+
+    Raises
+    ------
+    DemurError
+        If names or shapes are not those of the network.
+
+    Examples
+    --------
+    >>> load_into(nn.Linear(1, 2), {"bias": torch.zeros(3)}, Path("a.pth"), "linear")
+    Traceback (most recent call last):
+    demur.errors.DemurError: a.pth does not have the weights of linear (Error(s) in loading ...).
+    """
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DemurError(f"{path} does not have the weights of {name} ({reason} ...).") from error
 
 
 def _file_name(name: str) -> str:

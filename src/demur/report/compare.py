@@ -1,4 +1,4 @@
-"""Several runs on one page: which defence keeps what, and against whom, in three outcomes."""
+"""Several runs on one page: the three outcomes of each model under each attacker."""
 
 import os
 from collections.abc import Sequence
@@ -6,18 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from demur.errors import DemurError
-from demur.experiments.results import Cost, Data, Results, Table, read, write
-from demur.experiments.shares import FRONT
+from demur.evaluation.results import Cost, Data, Results, Table, read, write
+from demur.evaluation.shares import FRONT
 from demur.files import writing
 from demur.report.html import COMPARISON, render
 
-SEVERAL = "Runs on other images, or attacked within another eps, do not compare figure by figure: each table says what it is of."
+SEVERAL = (
+    "Figures of runs on different images, or within a different eps, are not comparable. "
+    "Each table names its images and its eps."
+)
 
 
 def compare(runs: Sequence[Path], out: Path) -> Path:
-    """Write results.json and report.html of the runs in these folders into `out`: the front table of each, and what it found in words.
+    """Write results.json and report.html of several runs into `out`: the front table and summary of each.
 
-    Raises: DemurError for no run, one that is not there, or one without such a table, and if `out` is one of the runs.
+    Raises: DemurError for no run, a missing run, a run without such a table, and if `out` is one of the runs.
     """
     if not runs:
         raise DemurError("name at least one run's folder.")
@@ -31,7 +34,10 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
         results = read(folder)
         table = next((one for one in results.tables if one.title == FRONT), None)
         if table is None:
-            raise DemurError(f"{folder} has no table {FRONT!r}: it was made by an earlier demur. Run it again; its cells are kept.")
+            raise DemurError(
+                f"{folder} has no table {FRONT!r}: it was made by an earlier version of demur. "
+                "Run it again; its cells are kept."
+            )
         name = f"{results.title} ({results.profile}, {results.data.name})"
         tables.append(replace(table, title=name, note=f"{table.note} {_where(folder, out)}"))
         summary += [f"{results.title}: {sentence}" for sentence in results.summary]
@@ -72,6 +78,8 @@ def _distinct(tables: Sequence[Table]) -> list[Table]:
     """Two runs of one experiment and profile get numbers."""
     titles = [table.title for table in tables]
     return [
-        replace(table, title=f"{table.title}, {titles[: place + 1].count(table.title)}") if titles.count(table.title) > 1 else table
+        replace(table, title=f"{table.title}, {titles[: place + 1].count(table.title)}")
+        if titles.count(table.title) > 1
+        else table
         for place, table in enumerate(tables)
     ]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.lib.stride_tricks import sliding_window_view
 
-from demur.experiments.results import Curve, Series
+from demur.evaluation.results import Curve, Series
 
 # What matplotlib draws with, and what of the page's it stands for: so figures follow light, dark and print. The dotted
 # and the striped fill are patterns that the template defines once; matplotlib's own hatching would be 100 kB a panel.
@@ -38,14 +38,18 @@ def panel(curve: Curve, series: Series, prefix: str) -> Markup:
     x = [point[0] for point in points]
     base = [0.0] * len(x)
     # From matplotlib's defaults, whatever the caller has set; the hash salt makes the same ids every time.
-    with style.context(["default", {"svg.fonttype": "none", "svg.hashsalt": prefix, "font.size": 9}]):
+    with style.context(
+        ["default", {"svg.fonttype": "none", "svg.hashsalt": prefix, "font.size": 9}]
+    ):
         canvas = Canvas(figsize=(3.6, 2.3), layout="constrained")
         axes = canvas.subplots()
         for place, (outcome, fill) in enumerate(_FILLS.items(), start=1):
             top = [low + point[place] for low, point in zip(base, points, strict=True)]
             axes.fill_between(x, base, top, linewidth=0, facecolor=fill)
             if outcome != "wrong":
-                axes.plot(x, top, color=_PAPER, linewidth=1.0, marker="o", markersize=2.2, clip_on=False)
+                axes.plot(
+                    x, top, color=_PAPER, linewidth=1.0, marker="o", markersize=2.2, clip_on=False
+                )
             _name(axes, outcome, x, base, top)
             base = top
         _frame(axes, x)
@@ -70,14 +74,23 @@ def describe(curve: Curve, series: Series) -> str:
 def _name(axes: Axes, outcome: str, x: list[float], base: list[float], top: list[float]) -> None:
     """Write a band's name where the band holds it best, so that colour is never the only cue."""
     grid = np.linspace(x[0], x[-1], 101)
-    floors, ceilings = (sliding_window_view(np.interp(grid, x, edge), _NAME_WIDTH) for edge in (base, top))
+    floors, ceilings = (
+        sliding_window_view(np.interp(grid, x, edge), _NAME_WIDTH) for edge in (base, top)
+    )
     floor, ceiling = floors.max(axis=1), ceilings.min(axis=1)
     # Enough room is enough; beyond that the middle of the panel is the better place.
     off_centre = np.abs(np.arange(len(floor)) / (len(floor) - 1) - 0.5)
     best = int(np.argmax(np.minimum(ceiling - floor, 3 * _NAME_HEIGHT) - 0.1 * off_centre))
     if ceiling[best] - floor[best] >= _NAME_HEIGHT:
         middle = (floor[best] + ceiling[best]) / 2
-        axes.text(grid[best + _NAME_WIDTH // 2], middle, outcome, ha="center", va="center", gid=f"name-{outcome}")
+        axes.text(
+            grid[best + _NAME_WIDTH // 2],
+            middle,
+            outcome,
+            ha="center",
+            va="center",
+            gid=f"name-{outcome}",
+        )
 
 
 def _frame(axes: Axes, x: list[float]) -> None:
@@ -86,7 +99,7 @@ def _frame(axes: Axes, x: list[float]) -> None:
     axes.set_xlim(x[0], x[-1])
     if min(right - left for left, right in pairwise(x)) * 8 >= x[-1] - x[0]:
         axes.set_xticks(x)
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:.3g}")
     axes.tick_params(colors=_MUTED, length=2.5, width=0.6, pad=2)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
@@ -101,5 +114,10 @@ def _inline(svg: str, prefix: str, label: str) -> Markup:
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(url\(|href=")#', rf"\g<1>#{prefix}-", svg)
     svg = re.sub("|".join(_PAGE), lambda found: _PAGE[found[0]], svg)
-    svg = re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" aria-label="LABEL">', svg, count=1)
+    svg = re.sub(
+        r'<svg[^>]*viewBox="([^"]*)"[^>]*>',
+        r'<svg viewBox="\1" role="img" aria-label="LABEL">',
+        svg,
+        count=1,
+    )
     return Markup(svg.replace('"LABEL"', Markup('"{}"').format(label), 1))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from demur.experiments.results import Picture, read_gallery
+from demur.evaluation.results import Picture, read_gallery
 
 BUDGET = 7_500_000
 """Characters that all pictures together may take; the page as a whole stays below 10 MB."""
@@ -57,7 +57,9 @@ def read(run_folder: Path) -> Gallery | None:
     return _gallery(original.numpy(), attacked.numpy(), pictures)
 
 
-def _gallery(original: NDArray[np.uint8], attacked: NDArray[np.uint8], items: list[Picture]) -> Gallery:
+def _gallery(
+    original: NDArray[np.uint8], attacked: NDArray[np.uint8], items: list[Picture]
+) -> Gallery:
     """Encode the pictures, smaller until they fit the budget: PNG has no quality to lower, so the size gives."""
     _, _, height, width = original.shape
     shown = (width, height)
@@ -70,7 +72,9 @@ def _gallery(original: NDArray[np.uint8], attacked: NDArray[np.uint8], items: li
         shown = (max(1, int(shown[0] * scale)), max(1, int(shown[1] * scale)))
 
 
-def _card(item: Picture, original: NDArray[np.uint8], attacked: NDArray[np.uint8], shown: tuple[int, int]) -> Card:
+def _card(
+    item: Picture, original: NDArray[np.uint8], attacked: NDArray[np.uint8], shown: tuple[int, int]
+) -> Card:
     change = attacked.astype(np.int16) - original
     # A power of two, so that factors compare between cards; 1 at least, also for an image that did not change.
     factor = 1 << max(0, int(np.log2(128 / max(1, int(np.abs(change).max())))))
@@ -86,7 +90,9 @@ def _card(item: Picture, original: NDArray[np.uint8], attacked: NDArray[np.uint8
 
 
 def _png(pixels: NDArray[np.uint8], shown: tuple[int, int], resampling: Image.Resampling) -> str:
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    image = Image.fromarray(
+        pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    )
     buffer = BytesIO()
     (image if image.size == shown else image.resize(shown, resampling)).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -13,20 +13,26 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from demur.experiments.results import Curve, Figure, Results, Table, read
+from demur.evaluation.results import Curve, Measurement, Results, Table, read
 from demur.files import write_text
 from demur.report import gallery as galleries
 from demur.report.figures import describe, panel
 from demur.report.gallery import Gallery
 from demur.report.pivot import OUTCOMES, Line, number, pivot
 
-COMPARISON = "comparison"
-"""The name that a page of several runs has for its experiment."""
+COMPARISON = "compare"
+"""The experiment name of a page of several runs: the command that makes it, and no study."""
 
 FACETS = ("outcome", "model", "attack", "attacker")
 
 _TEMPLATES = PackageLoader("demur.report", ".")
-_ENVIRONMENT = Environment(loader=_TEMPLATES, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+ENVIRONMENT = Environment(
+    loader=_TEMPLATES,
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 def render(run_folder: Path) -> Path:
@@ -43,21 +49,25 @@ def render(run_folder: Path) -> Path:
 
 def page(results: Results, gallery: Gallery | None) -> str:
     """Give the whole page as text."""
-    script = _asset("script.js")
-    return _ENVIRONMENT.get_template("template.html").render(
+    script = asset("script.js")
+    return ENVIRONMENT.get_template("template.html").render(
         run=results,
-        comparison=results.experiment == COMPARISON,  # its tables come first: they are what it is for
+        comparison=results.experiment
+        == COMPARISON,  # its tables come first: they are what it is for
         command=_command(results),
         tables=[_table(table) for table in results.tables],
-        curves=[_curve(curve, f"curve{place}") for place, curve in enumerate(results.curves, start=1)],
+        curves=[
+            curve_view(curve, f"curve{place}")
+            for place, curve in enumerate(results.curves, start=1)
+        ],
         gallery=gallery,
-        facets=_facets(gallery) if gallery else {},
+        facets=facets(gallery) if gallery else {},
         config=list(_flat(results.config)),
         outcomes=OUTCOMES,
         spread=any(row.sd is not None for table in results.tables for row in table.rows),
         papers=any(row.paper is not None for table in results.tables for row in table.rows),
         shares=_shares,
-        style=_asset("style.css"),
+        style=asset("style.css"),
         script=script,
         # The page may run this script only, and load nothing: a browser then enforces what the escaping intends.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
@@ -78,7 +88,12 @@ class _TableView:
     @property
     def departs(self) -> bool:
         """Whether any figure is marked."""
-        return any(figure.departs for _, lines in self.groups for line in lines for figure in line.cells.values())
+        return any(
+            figure.departs
+            for _, lines in self.groups
+            for line in lines
+            for figure in line.cells.values()
+        )
 
     @property
     def stacks(self) -> bool:
@@ -88,20 +103,28 @@ class _TableView:
 
 def _table(table: Table) -> _TableView:
     names, lines = pivot(table.rows)
-    units = {name: {line.cells[name].unit for line in lines if name in line.cells} for name in names}
+    units = {
+        name: {line.cells[name].unit for line in lines if name in line.cells} for name in names
+    }
     return _TableView(
         title=table.title,
         note=table.note,
         columns=[(name, units[name].pop() if len(units[name]) == 1 else "") for name in names],
-        groups=[(group, list(members)) for group, members in groupby(lines, key=lambda line: line.group)],
-        notes=list(dict.fromkeys(row.note for row in table.rows if row.note and row.measured is not None)),
+        groups=[
+            (group, list(members)) for group, members in groupby(lines, key=lambda line: line.group)
+        ],
+        notes=list(
+            dict.fromkeys(row.note for row in table.rows if row.note and row.measured is not None)
+        ),
         bars=any(_shares(line, of) for line in lines for of in ("measured", "paper")),
     )
 
 
 def _shares(line: Line, of: str) -> list[tuple[str, float]]:
     """Give the outcomes of a line as percentages of a bar; none unless correct and wrong are both known."""
-    figures = [line.cells[name] for name in OUTCOMES if name in line.cells and line.cells[name].unit == "%"]
+    figures = [
+        line.cells[name] for name in OUTCOMES if name in line.cells and line.cells[name].unit == "%"
+    ]
     found = [(figure.column, getattr(figure, of)) for figure in figures]
     known = [(name, min(100.0, max(0.0, value))) for name, value in found if value is not None]
     return known if {"correct", "wrong"} <= dict(known).keys() else []
@@ -116,24 +139,30 @@ class _CurveView:
     descriptions: list[str]
 
 
-def _curve(curve: Curve, prefix: str) -> _CurveView:
+def curve_view(curve: Curve, prefix: str) -> _CurveView:
+    """Draw a curve. Ids in the drawing begin with `prefix`, since a page has many."""
     drawn = len(set(curve.x)) > 1
     return _CurveView(
         curve,
-        panels=[panel(curve, one, f"{prefix}-{i}") for i, one in enumerate(curve.series, start=1)] if drawn else [],
+        panels=[panel(curve, one, f"{prefix}-{i}") for i, one in enumerate(curve.series, start=1)]
+        if drawn
+        else [],
         descriptions=[describe(curve, one) for one in curve.series],
     )
 
 
-def _facets(gallery: Gallery) -> dict[str, list[str]]:
+def facets(gallery: Gallery) -> dict[str, list[str]]:
     """What the gallery can be filtered by: the facets with more than one value, in order of appearance."""
-    values = {facet: list(dict.fromkeys(getattr(card.item, facet) for card in gallery.cards)) for facet in FACETS}
+    values = {
+        facet: list(dict.fromkeys(getattr(card.item, facet) for card in gallery.cards))
+        for facet in FACETS
+    }
     values["outcome"] = [name for name in OUTCOMES if name in values["outcome"]]
     return {facet: known for facet, known in values.items() if len(known) > 1}
 
 
 def _command(results: Results) -> str:
-    """Give the command that makes the run again, quoted: whoever copies it must not run what a stranger wrote."""
+    """Give the command that repeats the run, quoted: copying it must not run text of an untrusted file."""
     if results.experiment == COMPARISON:
         return shlex.join(["demur", "compare", *map(str, results.config.get("runs", []))])
     options = ["--profile", results.profile]
@@ -149,12 +178,15 @@ def _flat(config: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{above}{name}.")
         else:
-            yield f"{above}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield (
+                f"{above}{name}",
+                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+            )
 
 
-def _asset(name: str) -> Markup:
-    """Give a file of this package that goes into the page as it is."""
-    return Markup(_TEMPLATES.get_source(_ENVIRONMENT, name)[0])
+def asset(name: str) -> Markup:
+    """Give a file of this package that goes into the page unchanged."""
+    return Markup(_TEMPLATES.get_source(ENVIRONMENT, name)[0])
 
 
 def _signed(value: float, unit: str = "") -> str:
@@ -170,11 +202,13 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _basis(figure: Figure) -> str:
+def _basis(figure: Measurement) -> str:
     """Say what a measured figure rests on: its interval, the number of images, the number of splits."""
     parts = []
     if figure.low is not None and figure.high is not None:
-        parts.append(f"95 % over these images {number(figure.low, figure.unit)}–{number(figure.high, figure.unit)}")
+        parts.append(
+            f"95 % over these images {number(figure.low, figure.unit)}–{number(figure.high, figure.unit)}"
+        )
     if figure.n is not None:
         parts.append(f"n {figure.n:,}")
     if figure.splits is not None:
@@ -182,4 +216,4 @@ def _basis(figure: Figure) -> str:
     return ", ".join(parts)
 
 
-_ENVIRONMENT.filters.update(number=number, signed=_signed, duration=_duration, basis=_basis)
+ENVIRONMENT.filters.update(number=number, signed=_signed, duration=_duration, basis=_basis)

@@ -28,15 +28,17 @@ def save_picture(pixels: Tensor, path: Path) -> Tensor:
 
 
 def save_triple(original: Tensor, attacked: Tensor, path: Path) -> None:
-    """Write the original, the attacked and their difference, amplified ten times around mid-grey, side by side (Figs. 1 to 3)."""
+    """Write the original, the attacked (C, H, W), uint8, and their difference, amplified ten times around mid-grey, side by side (Figs. 1 to 3)."""
     before, after = _array(original), _array(attacked)
-    difference = np.clip(128 + AMPLIFIED * (after.astype(np.int16) - before), 0, 255).astype(np.uint8)
+    difference = np.clip(128 + AMPLIFIED * (after.astype(np.int16) - before), 0, 255).astype(
+        np.uint8
+    )
     gap = np.full((before.shape[0], GAP, 3), 255, dtype=np.uint8)
     _save(np.concatenate([before, gap, after, gap, difference], axis=1), path)
 
 
 def _array(pixels: Tensor) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
 
 
 def _save(pixels: NDArray[np.uint8], path: Path) -> None:

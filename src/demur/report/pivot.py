@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from demur.errors import DemurError
-from demur.experiments.results import Figure
+from demur.evaluation.results import Measurement
 
 OUTCOMES = ("correct", "rejected", "wrong")
 """The columns that are outcomes, in the order of demur.Outcome."""
@@ -17,25 +17,27 @@ class Line:
 
     group: str
     row: str
-    cells: dict[str, Figure] = field(default_factory=dict)
+    cells: dict[str, Measurement] = field(default_factory=dict)
 
 
-def pivot(rows: Iterable[Figure | Mapping[str, Any]]) -> tuple[list[str], list[Line]]:
+def pivot(rows: Iterable[Measurement | Mapping[str, Any]]) -> tuple[list[str], list[Line]]:
     """Give the columns and the lines of a table in order of first appearance; lines of a group stand together.
 
     `rows` are Figures, or mappings of the same fields (the rows of results.json).
-    Raises: DemurError if two rows claim the same cell; pydantic's ValidationError if a mapping is no Figure.
+    Raises: DemurError if two rows claim the same cell; pydantic's ValidationError if a mapping is no Measurement.
     """
     columns: dict[str, None] = {}
     groups: dict[str, dict[str, Line]] = {}
     for given in rows:
-        figure = given if isinstance(given, Figure) else Figure(**given)
+        figure = given if isinstance(given, Measurement) else Measurement(**given)
         columns.setdefault(figure.column)
         lines = groups.setdefault(figure.group, {})
         line = lines.setdefault(figure.row, Line(figure.group, figure.row))
         if figure.column in line.cells:
             place = " / ".join(part for part in (figure.group, figure.row, figure.column) if part)
-            raise DemurError(f"the table has two figures for {place!r}. Give each (group, row, column) once.")
+            raise DemurError(
+                f"the table has two figures for {place!r}. Give each (group, row, column) once."
+            )
         line.cells[figure.column] = figure
     # Outcomes stand in one order everywhere, in the places that the table gives to outcomes.
     ordered = iter(sorted(columns.keys() & set(OUTCOMES), key=OUTCOMES.index))

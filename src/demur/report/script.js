@@ -73,7 +73,7 @@
     const next = cards.find(card => card.hidden && matches(card, chosen()));
     limit = Infinity;
     show();
-    // The button is gone; whoever came by keyboard goes on at the first new card.
+    // The button is gone: keyboard focus moves to the first new card.
     next.tabIndex = -1;
     next.focus({ preventScroll: true });
   });

@@ -10,20 +10,29 @@ from torch import Tensor
 
 from demur import seeds
 from demur.classifier import REJECT, Classifier, outcomes
-from demur.data import ImageSet, as_floats
+from demur.data import ImageSet, to_float
 from demur.data.background import Selection, confusing_classes
 from demur.defenses import BackgroundClass
-from demur.evaluation import Cell
-from demur.evaluation.ledger import Computed
-from demur.experiments.background_class.attacked import DEFENDED, FORCING, PLAIN, Attack, Trained, attack_cell, attack_list
+from demur.evaluation import NodeResult
+from demur.evaluation.results import Data
+from demur.evaluation.store import Computed
+from demur.experiments.background_class.attacked import (
+    DEFENDED,
+    FORCING,
+    PLAIN,
+    Attack,
+    Trained,
+    attack_cell,
+    attack_list,
+)
 from demur.experiments.background_class.minimum import attackers, carlini_cell
 from demur.experiments.background_class.profile import Profile
 from demur.experiments.cells import Run
-from demur.experiments.results import Data
 from demur.files import digest
-from demur.networks import background_class_network, fit
+from demur.networks import background_class_network
+from demur.training import fit
 
-STRANGERS = 2000  # at most so many images of each kind
+OUT_OF_DISTRIBUTION = 2000  # at most so many images of each kind
 
 
 @dataclass(frozen=True)
@@ -70,74 +79,129 @@ class Split:
     test: ImageSet
     attacked: ImageSet
     models: Mapping[str, Trained]
-    attacks: Mapping[tuple[str, Attack], Cell]
-    carlini: Mapping[tuple[str, str], Cell]
+    attacks: Mapping[tuple[str, Attack], NodeResult]
+    carlini: Mapping[tuple[str, str], NodeResult]
     declined: Mapping[str, Mapping[str, tuple[int, int]]]
 
 
-TradeOff = dict[int, list[tuple[Trained, dict[Attack, Cell]]]]
+TradeOff = dict[int, list[tuple[Trained, dict[Attack, NodeResult]]]]
 """Kinds kept -> a (model, attack cells) for each repeat."""
 
 
-def measure(profile: Profile, material: Material, kept: Sequence[str], number: int, run: Run) -> Split:
-    """Train both models on one split, attack them, and show them strangers."""
+def measure(
+    profile: Profile, material: Material, kept: Sequence[str], number: int, run: Run
+) -> Split:
+    """Train both models on one split, attack them, and test them on out-of-distribution images."""
     fold = split(profile, material, kept, run.seed, number)
-    images = fold.test if profile.attacked is None else fold.test.take(profile.attacked, fold.seed)
+    images = (
+        fold.test if profile.attacked is None else fold.test.sample(profile.attacked, fold.seed)
+    )
     models = {PLAIN: train(profile, fold, False, run), DEFENDED: train(profile, fold, True, run)}
     attacked = {
-        (name, attack): attack_cell(model, attack, images, fold.seed, f"{name}, split {number + 1}", run)
+        (name, attack): attack_cell(
+            model, attack, images, fold.seed, f"{name}, split {number + 1}", run
+        )
         for name, model in models.items()
         for attack in attack_list(profile, name)
     }
     few = fold.test.balanced(profile.carlini.per_class, fold.seed)
     nearest = {
-        (name, attacker): carlini_cell(profile.carlini, models[name], attacker, few, fold.seed, f"{name}, split {number + 1}", run)
+        (name, attacker): carlini_cell(
+            profile.carlini,
+            models[name],
+            attacker,
+            few,
+            fold.seed,
+            f"{name}, split {number + 1}",
+            run,
+        )
         for name in models
         for attacker in attackers(name)
     }
     declined = {name: _declined(model, name, fold, run) for name, model in models.items()}
-    sizes = {"train key images": len(fold.train), "test key images": len(fold.test), "train background": len(fold.background)}
+    sizes = {
+        "train key images": len(fold.train),
+        "test key images": len(fold.test),
+        "train background": len(fold.background),
+    }
     return Split(fold.seed, sizes, fold.test, images, models, attacked, nearest, declined)
 
 
-def split(profile: Profile, material: Material, kept: Sequence[str], seed: int, number: int, key_images: int | None = None) -> Fold:
+def split(
+    profile: Profile,
+    material: Material,
+    kept: Sequence[str],
+    seed: int,
+    number: int,
+    key_images: int | None = None,
+) -> Fold:
     """Split the key images at random; all background images are for training (none is scored), up to the share asked for."""
     own = seeds.derive(seed, "split", number)
-    train_images, test = material.images.only(material.keys).split(profile.held_out, own)
+    train_images, test = material.images.select_classes(material.keys).split(profile.held_out, own)
     if key_images is not None:
-        train_images = train_images.take(key_images, own)
-    share = None if profile.background_share is None else round(profile.background_share * len(train_images))
+        train_images = train_images.sample(key_images, own)
+    share = (
+        None
+        if profile.background_share is None
+        else round(profile.background_share * len(train_images))
+    )
     background = _of(material.images, kept, own)
     left_out = _of(material.images, [name for name in material.candidates if name not in kept], own)
     used = background[:share]
     fingerprint = material.images.fingerprint
-    return Fold(number, own, train_images, test, used, background[len(used) :], left_out, tuple(kept), fingerprint)
+    return Fold(
+        number,
+        own,
+        train_images,
+        test,
+        used,
+        background[len(used) :],
+        left_out,
+        tuple(kept),
+        fingerprint,
+    )
 
 
 def _of(images: ImageSet, names: Sequence[str], seed: int) -> Tensor:
     """The images of these classes, in random order."""
     wanted = torch.tensor([images.class_names.index(name) for name in names], dtype=torch.int64)
     index = torch.isin(images.labels, wanted).nonzero().flatten()
-    return images.images[index[torch.randperm(len(index), generator=seeds.generator(seed, "background"))]]
+    return images.images[
+        index[torch.randperm(len(index), generator=seeds.generator(seed, "background"))]
+    ]
 
 
-def train(profile: Profile, fold: Fold, with_background: bool, run: Run, epochs: int | None = None) -> Trained:
+def train(
+    profile: Profile, fold: Fold, with_background: bool, run: Run, epochs: int | None = None
+) -> Trained:
     """Train one model on a fold, and count its outcomes on the clean test images."""
     classes, (channels, size) = fold.train.num_classes, fold.train.images.shape[1:3]
     weights = seeds.derive(fold.seed, "weights", with_background)
-    network = background_class_network(classes + with_background, channels=channels, size=size, seed=weights)
-    classifier = BackgroundClass(network, classes) if with_background else Classifier(network, classes)
+    network = background_class_network(
+        classes + with_background, channels=channels, size=size, seed=weights
+    )
     passes = epochs or profile.epochs
 
     def compute(checkpoint: Path) -> Computed:
-        options: dict[str, Any] = {"epochs": passes, "batch_size": profile.batch_size, "seed": fold.seed}
+        options: dict[str, Any] = {
+            "epochs": passes,
+            "batch_size": profile.batch_size,
+            "seed": fold.seed,
+        }
         options |= {"device": run.device, "checkpoint": checkpoint}
-        if isinstance(classifier, BackgroundClass):
-            classifier.fit(fold.train.images, fold.train.labels, fold.background, **options)
+        classifier: Classifier
+        if with_background:
+            classifier = BackgroundClass(network, classes).fit(
+                fold.train.images, fold.train.labels, fold.background, **options
+            )
         else:
             fit(network, fold.train.images, fold.train.labels, **options)
-        found = outcomes(classifier, fold.test.floats(), fold.test.labels)
-        return {}, {"clean": found, **{f"network.{name}": value for name, value in network.state_dict().items()}}
+            classifier = Classifier(network, classes)
+        found = outcomes(classifier, fold.test.to_float(), fold.test.labels)
+        return {}, {
+            "clean": found,
+            **{f"network.{name}": value for name, value in network.state_dict().items()},
+        }
 
     config = {
         "cell": "train",
@@ -154,39 +218,74 @@ def train(profile: Profile, fold: Fold, with_background: bool, run: Run, epochs:
     units = (len(fold.train) + with_background * len(fold.background)) * passes
     kind = f"{DEFENDED} ({kinds(len(fold.kept))})" if with_background else PLAIN
     cell = run.cell(f"train {kind}, split {fold.number + 1}", config, compute, units)
-    network.to(memory_format=torch.channels_last)  # as training leaves it: else a remembered model would round otherwise than a fresh one
-    network.load_state_dict({name.removeprefix("network."): value for name, value in cell.tensors.items() if name != "clean"})
-    return Trained(classifier.to(run.device).eval(), cell.key, cell.tensors["clean"])
+    # Training leaves the network channels last: a restored model must round in the same way.
+    network.to(memory_format=torch.channels_last)
+    network.load_state_dict(
+        {
+            name.removeprefix("network."): value
+            for name, value in cell.tensors.items()
+            if name != "clean"
+        }
+    )
+    restored = (
+        BackgroundClass(network, classes, prefit=True)
+        if with_background
+        else Classifier(network, classes)
+    )
+    return Trained(restored.to(run.device).eval(), cell.key, cell.tensors["clean"])
 
 
 def _declined(model: Trained, name: str, fold: Fold, run: Run) -> dict[str, tuple[int, int]]:
-    """How many strangers a model declines, of how many: images of none of the key classes (R21)."""
+    """How many out-of-distribution images of each kind a model rejects, and of how many (R21)."""
     shape = fold.test.images.shape[1:]
-    noise = torch.randint(0, 256, (STRANGERS, *shape), generator=seeds.generator(fold.seed, "noise"), dtype=torch.uint8)
-    kinds = {"kept kinds, images not trained on": fold.spare, "kinds left out": fold.others, "uniform noise": noise}
-    strangers = {kind: images[:STRANGERS] for kind, images in kinds.items() if len(images)}
+    noise = torch.randint(
+        0,
+        256,
+        (OUT_OF_DISTRIBUTION, *shape),
+        generator=seeds.generator(fold.seed, "noise"),
+        dtype=torch.uint8,
+    )
+    kinds = {
+        "kept kinds, images not trained on": fold.spare,
+        "kinds left out": fold.others,
+        "uniform noise": noise,
+    }
+    ood = {kind: images[:OUT_OF_DISTRIBUTION] for kind, images in kinds.items() if len(images)}
 
     def compute(_: Path) -> Computed:
-        rejected = {kind: model.classifier.predict(as_floats(images)) == REJECT for kind, images in strangers.items()}
+        rejected = {
+            kind: model.classifier.predict(to_float(images)) == REJECT
+            for kind, images in ood.items()
+        }
         return {kind: [int(found.sum()), len(found)] for kind, found in rejected.items()}, {}
 
-    shown = {kind: digest(images.contiguous().numpy().tobytes()) for kind, images in strangers.items()}
+    shown = {kind: digest(images.contiguous().numpy().tobytes()) for kind, images in ood.items()}
     values = run.cell(
-        f"strangers, on {name}, split {fold.number + 1}", {"cell": "strangers", "model": model.key, "images": shown}, compute, 0
+        f"out-of-distribution images, on {name}, split {fold.number + 1}",
+        {"cell": "out of distribution", "model": model.key, "images": shown},
+        compute,
+        0,
     ).values
-    return {kind: (values[kind][0], values[kind][1]) for kind in strangers}
+    return {kind: (values[kind][0], values[kind][1]) for kind in ood}
 
 
 def select(profile: Profile, material: Material, run: Run) -> Selection:
     """Find the confusing kinds of background image by cross-validation over all classes; each fold is a cell."""
     settings = profile.selection
     seed = seeds.derive(run.seed, "selection")
-    chosen = material.selection_images.only((*material.keys, *material.candidates)).balanced(settings.per_class, seed)
+    chosen = material.selection_images.select_classes(
+        (*material.keys, *material.candidates)
+    ).balanced(settings.per_class, seed)
 
-    def fit_predict(train: ImageSet, test: ImageSet, *, repeat: int, fold: int, seed: int) -> Tensor:
+    def fit_predict(
+        train: ImageSet, test: ImageSet, *, repeat: int, fold: int, seed: int
+    ) -> Tensor:
         def compute(checkpoint: Path) -> Computed:
             network = background_class_network(
-                chosen.num_classes, channels=chosen.images.shape[1], size=chosen.images.shape[-1], seed=seeds.derive(seed, "weights")
+                chosen.num_classes,
+                channels=chosen.images.shape[1],
+                size=chosen.images.shape[-1],
+                seed=seeds.derive(seed, "weights"),
             )
             fit(
                 network,
@@ -198,7 +297,9 @@ def select(profile: Profile, material: Material, run: Run) -> Selection:
                 device=run.device,
                 checkpoint=checkpoint,
             )
-            return {}, {"predictions": Classifier(network, chosen.num_classes).predict(test.floats())}
+            return {}, {
+                "predictions": Classifier(network, chosen.num_classes).predict(test.to_float())
+            }
 
         config = {
             "cell": "selection",
@@ -237,14 +338,29 @@ def trade_off(profile: Profile, material: Material, selection: Selection, run: R
     levels: TradeOff = {}
     for count in dict.fromkeys(min(kept, len(ranked)) for kept in settings.kept):
         for repeat in range(settings.repeats):
-            fold = split(profile, material, ranked[:count], seeds.derive(run.seed, "trade-off"), repeat, settings.key_images)
+            fold = split(
+                profile,
+                material,
+                ranked[:count],
+                seeds.derive(run.seed, "trade-off"),
+                repeat,
+                settings.key_images,
+            )
             model = train(profile, fold, True, run, settings.epochs)
-            images = fold.test.take(profile.curve.images, fold.seed)
+            images = fold.test.sample(profile.curve.images, fold.seed)
             name = f"{DEFENDED} ({kinds(count)}), split {repeat + 1}"
             plan = [
-                attack for attack in attack_list(profile, DEFENDED) if not attack.draws and attack.steps == 1 and attack.attacker != FORCING
+                attack
+                for attack in attack_list(profile, DEFENDED)
+                if not attack.draws and attack.steps == 1 and attack.attacker != FORCING
             ]
             levels.setdefault(count, []).append(
-                (model, {attack: attack_cell(model, attack, images, fold.seed, name, run) for attack in plan})
+                (
+                    model,
+                    {
+                        attack: attack_cell(model, attack, images, fold.seed, name, run)
+                        for attack in plan
+                    },
+                )
             )
     return levels

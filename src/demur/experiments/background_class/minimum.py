@@ -1,4 +1,4 @@
-"""The Carlini column of the background-class experiment: how small a change breaks each model, and who notices."""
+"""The Carlini column of the background-class experiment: the smallest changes that break each model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,26 +7,32 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from demur import attacks, seeds
-from demur.attacks import Evade, Goal, Target
+from demur import seeds
+from demur.attacks import CarliniWagnerL2, Evade, Goal, Target
 from demur.classifier import Classifier, outcomes
 from demur.data import ImageSet
-from demur.evaluation import Cell, rates, spread
-from demur.evaluation.ledger import Computed
+from demur.evaluation import NodeResult
+from demur.evaluation.results import Measurement, Table
+from demur.evaluation.store import Computed
 from demur.experiments.background_class.attacked import ATTACK_WORK, DEFENDED, Trained
 from demur.experiments.background_class.profile import CarliniProfile
-from demur.experiments.cells import Run
-from demur.experiments.results import Figure, Table
+from demur.experiments.cells import Run, passes
+from demur.metrics import rates, spread
+from demur.threat import ThreatModel
 
-TARGETED, NEAREST, UNAWARE = "targeted", "reject-aware, any wrong class", "targeted, unaware of the background"
-"""The paper's attacker, whose target must win against every output; the nearest accepted error; one who does not see the reject column."""
+TARGETED, NEAREST, UNAWARE = (
+    "targeted",
+    "reject-aware, any wrong class",
+    "targeted, unaware of the background",
+)
+"""The paper's attacker, whose target must win against every output; the nearest accepted error; an attacker that ignores the reject column."""
 
-Found = Mapping[tuple[str, str], Sequence[Cell]]
+Found = Mapping[tuple[str, str], Sequence[NodeResult]]
 """(model, attacker) -> a cell for each split."""
 
 
 def attackers(model: str) -> tuple[str, ...]:
-    """Who attacks that model."""
+    """The attackers of that model."""
     return (TARGETED, NEAREST, UNAWARE) if model == DEFENDED else (TARGETED, NEAREST)
 
 
@@ -42,19 +48,39 @@ class _KeysOnly(nn.Module):
         return scores[:, : self.classifier.num_classes]
 
 
-def carlini_cell(settings: CarliniProfile, model: Trained, attacker: str, images: ImageSet, seed: int, name: str, run: Run) -> Cell:
-    """Attack a model with C&W's L2 attack; the images that were sent are judged by the whole model, whoever sent them."""
+def carlini_cell(
+    settings: CarliniProfile,
+    model: Trained,
+    attacker: str,
+    images: ImageSet,
+    seed: int,
+    name: str,
+    run: Run,
+) -> NodeResult:
+    """Attack a model with C&W's L2 attack; the whole model decides the outcomes, whatever the attacker saw."""
 
     def compute(_: Path) -> Computed:
-        clean, labels = images.floats(), images.labels
-        others = 1 + (seeds.uniform(seeds.image_keys(clean), (), seed, "targets") * (images.num_classes - 1)).long()
-        goal: Goal = Evade() if attacker == NEAREST else Target((labels + others) % images.num_classes)
+        clean, labels = images.to_float(), images.labels
+        others = (
+            1
+            + (
+                seeds.uniform(seeds.image_keys(clean), (), seed, "targets")
+                * (images.num_classes - 1)
+            ).long()
+        )
+        goal: Goal = (
+            Evade() if attacker == NEAREST else Target((labels + others) % images.num_classes)
+        )
         whole = model.classifier
         seen = Classifier(_KeysOnly(whole), whole.num_classes) if attacker == UNAWARE else whole
-        result = attacks.carlini_l2(seen, clean, labels, goal=goal, steps=settings.steps, search_steps=settings.search_steps)
-        values = {"forwards": int(result.forwards.sum()), "backwards": int(result.backwards.sum()), "flat": int(result.flat.sum())}
-        tensors = {"found": result.found, "distance": result.distance, "outcomes": outcomes(whole, result.attempts, labels)}
-        return values, tensors
+        attack = CarliniWagnerL2(search_steps=settings.search_steps, steps=settings.steps)
+        result = attack(seen, clean, labels, ThreatModel("l2", goal=goal))
+        tensors = {
+            "success": result.success,
+            "distance": result.distance,
+            "outcomes": outcomes(whole, result.candidates, labels),
+        }
+        return passes(result), tensors
 
     config = {
         "cell": "carlini, 2",  # the second way of searching, since the constant of a linear classifier begins it
@@ -64,7 +90,9 @@ def carlini_cell(settings: CarliniProfile, model: Trained, attacker: str, images
         "images": images.fingerprint,
         "seed": seed,
     }
-    return run.cell(f"Carlini L2, {attacker}, on {name}", config, compute, work(settings) * len(images))
+    return run.cell(
+        f"Carlini L2, {attacker}, on {name}", config, compute, work(settings) * len(images)
+    )
 
 
 def work(settings: CarliniProfile) -> float:
@@ -74,34 +102,68 @@ def work(settings: CarliniProfile) -> float:
 
 def carlini_table(settings: CarliniProfile, found: Found) -> Table:
     """What the attack came to: success, what was rejected of what was sent, and the L2 of the successes."""
-    rows: list[Figure] = []
+    rows: list[Measurement] = []
     for (model, attacker), cells in found.items():
-        n = sum(len(cell.tensors["found"]) for cell in cells)
+        n = sum(len(cell.tensors["success"]) for cell in cells)
         lines = {
-            "wrong and accepted": [100 * rates(cell.tensors["outcomes"]).error_rate for cell in cells],
+            "wrong and accepted": [
+                100 * rates(cell.tensors["outcomes"]).error_rate for cell in cells
+            ],
             "rejected": [100 * rates(cell.tensors["outcomes"]).rejection_rate for cell in cells],
         }
         for column, values in lines.items():
             over = spread(values)
-            rows.append(Figure(row=model, column=column, group=attacker, unit="%", measured=over.mean, sd=over.sd, splits=over.n, n=n))
-        lengths = [cell.tensors["distance"][cell.tensors["found"]] for cell in cells]
+            rows.append(
+                Measurement(
+                    row=model,
+                    column=column,
+                    group=attacker,
+                    unit="%",
+                    measured=over.mean,
+                    sd=over.sd,
+                    splits=over.n,
+                    n=n,
+                )
+            )
+        lengths = [cell.tensors["distance"][cell.tensors["success"]] for cell in cells]
         for column, how in (("median L2", torch.median), ("mean L2", torch.mean)):
             if not all(len(length) for length in lengths):
-                rows.append(Figure(row=model, column=column, group=attacker, note="none was found"))
+                rows.append(
+                    Measurement(row=model, column=column, group=attacker, note="none was found")
+                )
                 continue
             over = spread([float(how(length)) for length in lengths])
-            rows.append(Figure(row=model, column=column, group=attacker, measured=over.mean, sd=over.sd, splits=over.n, n=n))
-        passes = fmean(cell.values["backwards"] / len(cell.tensors["found"]) for cell in cells)
-        rows.append(Figure(row=model, column="gradients an image", group=attacker, measured=passes, n=n))
+            rows.append(
+                Measurement(
+                    row=model,
+                    column=column,
+                    group=attacker,
+                    measured=over.mean,
+                    sd=over.sd,
+                    splits=over.n,
+                    n=n,
+                )
+            )
+        backwards = fmean(cell.values["backwards"] / len(cell.tensors["success"]) for cell in cells)
+        rows.append(
+            Measurement(
+                row=model, column="gradients an image", group=attacker, measured=backwards, n=n
+            )
+        )
     note = (
         f"Carlini & Wagner's L2 attack, confidence 0, {settings.search_steps} search steps of at most {settings.steps} steps, on "
-        f"{settings.per_class} test images of each class of each split, each with a random target. The attacker of the paper's Table IV is "
-        "the targeted one, whose target must win against every output, the background's too. The one unaware of the background attacks "
-        "the key classes' scores alone. Lengths are of what the attacker takes for a success; what was sent is judged by the whole model."
+        f"{settings.per_class} test images of each class of each split, each with a random target. The "
+        "targeted attacker is that of the paper's Table IV: its target must win against every output, "
+        "the background included. The attacker unaware of the background attacks the scores of the "
+        "key classes alone. Lengths are of the changes that the attacker counts as successes; "
+        "outcomes are decided by the whole model."
     )
     return Table("Carlini & Wagner: the smallest changes", rows, note)
 
 
 def success(found: Found, model: str, attacker: str) -> list[tuple[int, int]]:
     """(wrong and accepted, images) of each split, for Table IV."""
-    return [(one.wrong, one.n) for one in (rates(cell.tensors["outcomes"]) for cell in found[model, attacker])]
+    return [
+        (one.wrong, one.n)
+        for one in (rates(cell.tensors["outcomes"]) for cell in found[model, attacker])
+    ]

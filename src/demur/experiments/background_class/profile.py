@@ -27,7 +27,9 @@ class CurveProfile(BaseModel):
 
     model_config = _STRICT
     images: int = _Count
-    eps: Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], INCREASING] = Field(min_length=2)
+    eps: Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], INCREASING] = (
+        Field(min_length=2)
+    )
     rejected: Shares = Field((0.005, 0.01, 0.02, 0.05, 0.1, 0.2), min_length=2)
 
 

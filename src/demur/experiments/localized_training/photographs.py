@@ -1,5 +1,6 @@
 """The attack on the background of photographs, against networks for ImageNet (sec. 3, Tables 1 and 2)."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from demur import attacks
-from demur.attacks import regions
+from demur import attacks, masks
 from demur.classifier import Classifier
-from demur.data import Box, ImageSet, as_floats, fitted
-from demur.evaluation import Cell
-from demur.evaluation.ledger import Computed
+from demur.data import Box, ImageSet, fitted, to_float
+from demur.evaluation import NodeResult
+from demur.evaluation.store import Computed
 from demur.experiments.album import Album, at_size
-from demur.experiments.cells import Run
+from demur.experiments.cells import Run, passes
 from demur.experiments.localized_training.profile import AttackedPhotographs
-from demur.experiments.localized_training.sets import AROUND, EVERYWHERE, OBJECT, RANDOM, REGIONS, paper_attack
+from demur.experiments.localized_training.sets import (
+    AROUND,
+    EVERYWHERE,
+    OBJECT,
+    RANDOM,
+    REGIONS,
+    paper_attack,
+    threat_of,
+)
 from demur.files import file_digest
 from demur.networks import CLASSES, imagenet_network
 
@@ -30,11 +38,13 @@ class NetworkFound:
     """What was found on one network: the photographs as they are, and attacked by (eps, region)."""
 
     name: str
-    clean: Cell
-    attacked: dict[tuple[float, str], Cell]
+    clean: NodeResult
+    attacked: dict[tuple[float, str], NodeResult]
 
 
-def carry_out_photographs(settings: AttackedPhotographs, album: Album, run: Run) -> list[NetworkFound]:
+def carry_out_photographs(
+    settings: AttackedPhotographs, album: Album, run: Run
+) -> list[NetworkFound]:
     """Attack every network at each eps around the objects, and at the largest eps also in the other regions."""
     found = []
     for name, path in album.networks.items():
@@ -46,43 +56,66 @@ def carry_out_photographs(settings: AttackedPhotographs, album: Album, run: Run)
         clean, attacked = _clean_cell(about, classifier, images, run), {}
         for eps in settings.eps:
             for region in REGIONS if eps == settings.eps[-1] else (AROUND,):
-                attacked[eps, region] = _attacked_cell(settings, about, classifier, images, boxes, eps, region, run)
+                attacked[eps, region] = _attacked_cell(
+                    settings, about, classifier, images, boxes, eps, region, run
+                )
         found.append(NetworkFound(name, clean, attacked))
     return found
 
 
 def work(settings: AttackedPhotographs, album: Album) -> float:
     """Units of work, about one image of a small data set trained on once: a network for photographs takes some 100 times as much."""
-    return 100.0 * len(album.networks) * len(album.photos) * settings.steps * (len(settings.eps) + len(REGIONS) - 1)
+    return (
+        100.0
+        * len(album.networks)
+        * len(album.photos)
+        * settings.steps
+        * (len(settings.eps) + len(REGIONS) - 1)
+    )
 
 
-def object_region(classifier: Classifier, images: Tensor, labels: Tensor, boxes: Sequence[tuple[Box, ...]]) -> Tensor:
-    """Where the objects are (N, 1, H, W): in their boxes; of an image without any, where the network itself sees its class."""
-    inside = regions.inside_boxes((images.shape[-2], images.shape[-1]), boxes)
+def object_mask(
+    classifier: Classifier, images: Tensor, labels: Tensor, boxes: Sequence[tuple[Box, ...]]
+) -> Tensor:
+    """Make a mask (N, 1, H, W) of the objects: their boxes, or, without a box, where the network itself sees the class."""
+    inside = masks.inside_boxes((images.shape[-2], images.shape[-1]), boxes)
     without = torch.tensor([not own for own in boxes])
     if bool(without.any()):
-        inside[without] = regions.class_activation(classifier, images[without], labels[without])
+        inside[without] = masks.class_activation(classifier, images[without], labels[without])
     return inside
 
 
-def _region(name: str, inside: Tensor, images: Tensor, seed: int) -> Tensor | None:
-    around = regions.outside(inside)
-    return {EVERYWHERE: None, AROUND: around, OBJECT: inside, RANDOM: regions.same_area(around, images, seed)}[name]
+def _mask(region: str, inside: Tensor, images: Tensor, seed: int) -> Tensor | None:
+    around = masks.outside(inside)
+    return {
+        EVERYWHERE: None,
+        AROUND: around,
+        OBJECT: inside,
+        RANDOM: masks.same_area(around, images, seed),
+    }[region]
 
 
 @torch.no_grad()
 def _answers(classifier: Classifier, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Of each image (uint8) the probability of its class, how many classes score higher, and the class that scores highest."""
-    scores = torch.cat([classifier.scores(as_floats(batch)) for batch in torch.split(images, BATCH)])
+    scores = torch.cat([classifier.scores(to_float(batch)) for batch in torch.split(images, BATCH)])
     own = scores.gather(1, labels[:, None])
-    return {"confidence": scores.softmax(1).gather(1, labels[:, None])[:, 0], "rank": (scores > own).sum(1), "guess": scores.argmax(1)}
+    return {
+        "confidence": scores.softmax(1).gather(1, labels[:, None])[:, 0],
+        "rank": (scores > own).sum(1),
+        "guess": scores.argmax(1),
+    }
 
 
-def _clean_cell(about: Mapping[str, Any], classifier: Classifier, images: ImageSet, run: Run) -> Cell:
+def _clean_cell(
+    about: Mapping[str, Any], classifier: Classifier, images: ImageSet, run: Run
+) -> NodeResult:
     def compute(_: Path) -> Computed:
         return {}, _answers(classifier, images.images, images.labels)
 
-    return run.cell(f"photographs: {about['network']}", {"cell": "photographs", **about}, compute, 0)
+    return run.cell(
+        f"photographs: {about['network']}", {"cell": "photographs", **about}, compute, 0
+    )
 
 
 def _attacked_cell(
@@ -94,23 +127,39 @@ def _attacked_cell(
     eps: float,
     region: str,
     run: Run,
-) -> Cell:
+) -> NodeResult:
     """Photographs attacked in a region, rounded to 8 bits, and what the network makes of these: as files would hold them."""
 
     def compute(_: Path) -> Computed:
-        clean, labels = images.floats(), images.labels
-        inside = object_region(classifier, clean, labels, boxes)
-        stored, passes = [], dict.fromkeys(("forwards", "backwards", "flat"), 0)
+        clean, labels = images.to_float(), images.labels
+        inside = object_mask(classifier, clean, labels, boxes)
+        attack = paper_attack(settings.steps, STEP_SHARE * eps)
+        stored = []
+        spent = Counter[str]()
         for rows in torch.split(torch.arange(len(clean)), BATCH):
-            where = _region(region, inside[rows], clean[rows], run.seed)
-            result = paper_attack(classifier, clean[rows], labels[rows], where, eps, settings.steps, STEP_SHARE, run.seed)
-            stored.append(attacks.round_towards(result.attempts, clean[rows]))
-            for kind in passes:
-                passes[kind] += int(getattr(result, kind).sum())
+            threat = threat_of(eps, _mask(region, inside[rows], clean[rows], run.seed))
+            result = attack(classifier, clean[rows], labels[rows], threat, seed=run.seed)
+            stored.append(attacks.quantize_towards(result.candidates, clean[rows]))
+            spent.update(passes(result))
         sent = torch.cat(stored)
         altered = (sent != images.images).any(1).double().mean((1, 2))
-        return passes, {**_answers(classifier, sent, labels), "altered": altered, "images": sent[: settings.listed]}
+        return spent, {
+            **_answers(classifier, sent, labels),
+            "altered": altered,
+            "images": sent[: settings.listed],
+        }
 
-    asked = {"eps": eps, "region": region, "steps": settings.steps, "listed": settings.listed, "seed": run.seed}
+    asked = {
+        "eps": eps,
+        "region": region,
+        "steps": settings.steps,
+        "listed": settings.listed,
+        "seed": run.seed,
+    }
     config = {"cell": "attacked photographs, 2", **about, **asked}
-    return run.cell(f"photographs: {about['network']}, {region}, {255 * eps:g}/255", config, compute, 100.0 * len(images) * settings.steps)
+    return run.cell(
+        f"photographs: {about['network']}, {region}, {255 * eps:g}/255",
+        config,
+        compute,
+        100.0 * len(images) * settings.steps,
+    )

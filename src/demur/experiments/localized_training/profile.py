@@ -25,7 +25,9 @@ class SetProfile(BaseModel):
     batch_size: int = Field(50, ge=2)
     learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
     eps: float = _Linf
-    ramp: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], INCREASING] = Field((1.0,), min_length=1)
+    ramp: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], INCREASING] = Field(
+        (1.0,), min_length=1
+    )
     attack_steps: int = _Count
     step_size: float = _Linf
     boxes: Annotated[tuple[_Side, ...], INCREASING] = Field(min_length=1)
@@ -39,7 +41,9 @@ class AttackProfile(BaseModel):
     calibration_images: int = _Count
     steps: int = _Count
     step_share: float = Field(1 / 30, gt=0, le=1)
-    curve: Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], INCREASING] = Field((0.0, 0.5, 1.0, 2.0), min_length=2)
+    curve: Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], INCREASING] = (
+        Field((0.0, 0.5, 1.0, 2.0), min_length=2)
+    )
 
     @field_validator("curve")
     @classmethod
@@ -53,7 +57,9 @@ class AttackedPhotographs(PhotographsProfile):
     """The attack on networks for ImageNet (sec. 3): which photographs and networks, and how far."""
 
     listed: int = Field(9, ge=1)
-    eps: Annotated[tuple[Annotated[float, _Linf], ...], INCREASING] = Field((2 / 255, 8 / 255), min_length=1)
+    eps: Annotated[tuple[Annotated[float, _Linf], ...], INCREASING] = Field(
+        (2 / 255, 8 / 255), min_length=1
+    )
     steps: int = _Count
 
 
@@ -75,5 +81,7 @@ class Profile(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError("two of the sets have the same name")
         if max(self.strongest.images, self.attack.calibration_images) > self.attack.images:
-            raise ValueError("strongest.images and attack.calibration_images cannot be more than attack.images")
+            raise ValueError(
+                "strongest.images and attack.calibration_images cannot be more than attack.images"
+            )
         return self

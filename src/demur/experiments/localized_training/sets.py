@@ -1,9 +1,9 @@
-"""The small networks of the localized experiment: trained thrice, attacked in regions, and what came of it."""
+"""The small networks of the localized experiment: trained in three ways and attacked in each region."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from demur import attacks, seeds
-from demur.attacks import NEVER, AnyError, AttackResult, regions
+from demur import attacks, masks, seeds
+from demur.attacks import PGD, AnyError, AttackResult, Strongest
 from demur.classifier import Classifier, Outcome, outcomes
-from demur.data import ImageSet, as_floats
+from demur.data import ImageSet, to_float
 from demur.defenses import AdversarialTraining
-from demur.evaluation import Cell
-from demur.evaluation.ledger import Computed
-from demur.experiments.cells import Run
+from demur.evaluation import NodeResult
+from demur.evaluation.store import Computed
+from demur.experiments.cells import Run, passes
 from demur.experiments.localized_training.profile import Profile, SetProfile
 from demur.experiments.material import Part, in_random_order
 from demur.files import replacing
-from demur.networks import Epoch, fit, localized_network, stepwise_sgd, wide_network
+from demur.networks import localized_network, wide_resnet
+from demur.threat import ThreatModel
+from demur.training import Epoch, fit, stepwise_sgd
 
 NATURAL, STANDARD, BACKGROUND = "natural", "standard", "background"
 MODELS = (NATURAL, STANDARD, BACKGROUND)
-EVERYWHERE, AROUND, OBJECT, RANDOM = "everywhere", "background", "object only", "random pixels, as many as background"
+EVERYWHERE, AROUND, OBJECT, RANDOM = (
+    "everywhere",
+    "background",
+    "object only",
+    "random pixels, as many as background",
+)
 REGIONS = (EVERYWHERE, AROUND, OBJECT, RANDOM)
 SHOWN = 16  # attacked images of each model that are kept for the gallery
 RETAINED = {"MNIST": 0.08 / 99.19, "CIFAR-10": 59.26 / 95.17}
@@ -48,30 +55,38 @@ class SetFound:
     """What was found on one set: how the box was chosen, and of each model the cells by region."""
 
     part: Part[SetProfile]
-    calibration: Cell
+    calibration: NodeResult
     box: int
     attacked: ImageSet
     models: dict[str, Model]
-    clean: dict[str, Cell]
-    pgd: dict[tuple[str, str], Cell]
-    strongest: dict[tuple[str, str], Cell]
-    curve: dict[tuple[str, str], Cell]
+    clean: dict[str, NodeResult]
+    pgd: dict[tuple[str, str], NodeResult]
+    strongest: dict[tuple[str, str], NodeResult]
+    curve: dict[tuple[str, str], NodeResult]
 
 
 def carry_out_set(profile: Profile, part: Part[SetProfile], run: Run) -> SetFound:
     """Train the three models of a set, choose the box on the natural one, and attack them all."""
-    attacked = in_random_order(part.test.take(profile.attack.images, seeds.derive(run.seed, "attacked")), run.seed)
+    attacked = in_random_order(
+        part.test.sample(profile.attack.images, seeds.derive(run.seed, "attacked")), run.seed
+    )
     natural = _trained(part, NATURAL, None, run)
     calibration = _calibration_cell(profile, part, natural, attacked, run)
     box = calibration.values["box"]
-    models = {NATURAL: natural, STANDARD: _trained(part, STANDARD, None, run), BACKGROUND: _trained(part, BACKGROUND, box, run)}
+    models = {
+        NATURAL: natural,
+        STANDARD: _trained(part, STANDARD, None, run),
+        BACKGROUND: _trained(part, BACKGROUND, box, run),
+    }
     clean, pgd, strongest, curve = {}, {}, {}, {}
     for name, model in models.items():
         clean[name] = _clean_cell(part, model, run)
         for region in REGIONS:
             pgd[name, region] = _pgd_cell(profile, part, model, region, box, attacked, run)
         for region in (EVERYWHERE, AROUND):
-            strongest[name, region] = _strongest_cell(profile, part, model, region, box, attacked, run)
+            strongest[name, region] = _strongest_cell(
+                profile, part, model, region, box, attacked, run
+            )
             curve[name, region] = _curve_cell(profile, part, model, region, box, attacked, run)
     return SetFound(part, calibration, box, attacked, models, clean, pgd, strongest, curve)
 
@@ -80,22 +95,30 @@ def work(profile: Profile, part: Part[SetProfile]) -> float:
     """Units of work, about one image trained on once."""
     settings, attack = part.settings, profile.attack
     trained = settings.steps * settings.batch_size * (3 + 2 * 0.7 * settings.attack_steps)
-    passes = attack.steps * (len(settings.boxes) * attack.calibration_images + 3 * (4 + 2 * len(attack.curve)) * attack.images)
+    passes = attack.steps * (
+        len(settings.boxes) * attack.calibration_images
+        + 3 * (4 + 2 * len(attack.curve)) * attack.images
+    )
     return trained + 0.7 * passes + 6 * 0.7 * profile.strongest.images * profile.strongest.passes
 
 
 def new_network(settings: SetProfile, images: ImageSet, seed: int) -> nn.Module:
     """The network of a set, untrained. Raises: DemurError if the images do not fit it."""
-    build = wide_network if settings.network == "wide" else localized_network
-    return build(images.num_classes, channels=images.images.shape[1], size=images.images.shape[2], seed=seeds.derive(seed, "network"))
+    build = wide_resnet if settings.network == "wide" else localized_network
+    return build(
+        images.num_classes,
+        channels=images.images.shape[1],
+        size=images.images.shape[2],
+        seed=seeds.derive(seed, "network"),
+    )
 
 
-def region_of(name: str, box: int, images: Tensor, seed: int) -> Tensor | None:
-    """The region of that name, where a centre box of that side is the object."""
-    inside = regions.centre_box((images.shape[-2], images.shape[-1]), box, box)
-    if name == RANDOM:
-        return regions.same_area(regions.outside(inside), images, seed)
-    return {EVERYWHERE: None, AROUND: regions.outside(inside), OBJECT: inside}[name]
+def mask_of(region: str, box: int, images: Tensor, seed: int) -> Tensor | None:
+    """Give the mask of a region, where a centre box of that side is the object."""
+    inside = masks.centre_box((images.shape[-2], images.shape[-1]), box, box)
+    if region == RANDOM:
+        return masks.same_area(masks.outside(inside), images, seed)
+    return {EVERYWHERE: None, AROUND: masks.outside(inside), OBJECT: inside}[region]
 
 
 def _trained(part: Part[SetProfile], kind: str, box: int | None, run: Run) -> Model:
@@ -106,34 +129,67 @@ def _trained(part: Part[SetProfile], kind: str, box: int | None, run: Run) -> Mo
     def compute(checkpoint: Path) -> Computed:
         options: dict[str, Any] = {"batch_size": settings.batch_size, "device": run.device}
         history: list[Epoch] = []
-        ended = checkpoint.with_suffix(".stage")  # where the last whole stage is kept, until the cell is
+        ended = checkpoint.with_suffix(
+            ".stage"
+        )  # where the last whole stage is kept, until the cell is
         first = _resumed(network, ended)
-        for stage, (factor, index, epochs) in enumerate(_stages(settings, kind, len(part.train), run.seed)):
+        for stage, (factor, index, epochs) in enumerate(
+            _stages(settings, kind, len(part.train), run.seed)
+        ):
             if stage < first:
                 continue
             if stage:
                 with replacing(ended) as partial_file:
                     torch.save({"stage": stage, "network": network.state_dict()}, partial_file)
             optimizer = _optimizer(settings, epochs * (len(index) // settings.batch_size))
-            options |= {"epochs": epochs, "seed": seeds.derive(run.seed, "stage", stage), "checkpoint": checkpoint, "optimizer": optimizer}
+            options |= {
+                "epochs": epochs,
+                "seed": seeds.derive(run.seed, "stage", stage),
+                "checkpoint": checkpoint,
+                "optimizer": optimizer,
+            }
             images, labels = part.train.images[index], part.train.labels[index]
             if kind == NATURAL:
                 history = fit(network, images, labels, **options)
                 continue
-            eps, step_size = factor * settings.eps, factor * settings.step_size
-            attack = partial(attacks.pgd, norm="linf", eps=eps, steps=settings.attack_steps, step_size=step_size, random_start=True)
-            region = None if box is None else regions.outside(regions.centre_box((part.size, part.size), box, box))
-            history = AdversarialTraining(network, classes, attack, region=region).fit(images, labels, **options).history_
+            attack = PGD(
+                steps=settings.attack_steps,
+                step_size=factor * settings.step_size,
+                random_start=True,
+            )
+            threat = ThreatModel("linf", factor * settings.eps)
+            if box is not None:
+                around = masks.outside(masks.centre_box((part.size, part.size), box, box))
+                threat = replace(threat, mask=around)
+            defended = AdversarialTraining(network, classes, attack, threat)
+            history = defended.fit(images, labels, **options).history_
         ended.unlink(missing_ok=True)
-        return {"loss": history[-1].loss, "accuracy": history[-1].accuracy}, dict(network.cpu().state_dict())
+        return {"loss": history[-1].loss, "accuracy": history[-1].accuracy}, dict(
+            network.cpu().state_dict()
+        )
 
     shared = settings.model_dump(
-        exclude={"name", "paper", "data", "boxes"} | ({"eps", "attack_steps", "step_size", "ramp"} if kind == NATURAL else set())
+        exclude={"name", "paper", "data", "boxes"}
+        | ({"eps", "attack_steps", "step_size", "ramp"} if kind == NATURAL else set())
     )
-    config = {"cell": "localized", "kind": kind, "box": box, "data": part.train.fingerprint, "settings": shared, "seed": run.seed}
-    passes = 0.0 if kind == NATURAL else 0.7 * settings.attack_steps
-    cell = run.cell(f"{settings.name}: train the {kind} model", config, compute, settings.steps * settings.batch_size * (1 + passes))
-    network = new_network(settings, part.train, run.seed)  # anew: training leaves another layout in memory, which rounds otherwise
+    config = {
+        "cell": "localized",
+        "kind": kind,
+        "box": box,
+        "data": part.train.fingerprint,
+        "settings": shared,
+        "seed": run.seed,
+    }
+    attacked = 0.0 if kind == NATURAL else 0.7 * settings.attack_steps
+    cell = run.cell(
+        f"{settings.name}: train the {kind} model",
+        config,
+        compute,
+        settings.steps * settings.batch_size * (1 + attacked),
+    )
+    network = new_network(
+        settings, part.train, run.seed
+    )  # anew: training leaves another layout in memory, which rounds otherwise
     network.load_state_dict(dict(cell.tensors))
     return Model(kind, Classifier(network, classes).to(run.device).eval(), cell.key, cell.values)
 
@@ -144,13 +200,17 @@ def _resumed(network: nn.Module, ended: Path) -> int:
         saved = torch.load(ended, weights_only=True, map_location="cpu")
         stage, state = int(saved["stage"]), saved["network"]
         deepcopy(network).load_state_dict(state)  # what does not fit must not leave half of itself
-    except Exception:  # a broken file makes the restricted unpickler raise whatever its rubbish leads to
+    except (
+        Exception
+    ):  # a broken file makes the restricted unpickler raise whatever its rubbish leads to
         return 0
     network.load_state_dict(state)
     return stage
 
 
-def _stages(settings: SetProfile, kind: str, count: int, seed: int) -> Iterator[tuple[float, Tensor, int]]:
+def _stages(
+    settings: SetProfile, kind: str, count: int, seed: int
+) -> Iterator[tuple[float, Tensor, int]]:
     """The stages of a training: a share of eps, the images (n,) by index, and the passes over them; in all as many steps as asked for.
 
     Within a large eps a network may not find the way from chance at once; the paper does not say that it ramps up.
@@ -171,37 +231,47 @@ def _optimizer(settings: SetProfile, steps: int) -> Callable[..., torch.optim.Op
     return partial(torch.optim.Adam, lr=settings.learning_rate)
 
 
-def paper_attack(
-    classifier: Classifier, images: Tensor, labels: Tensor, region: Tensor | None, eps: float, steps: int, step_share: float, seed: int
-) -> AttackResult:
-    """The paper's attack: descent from a random start to the largest cross-entropy, whatever the answer, inside the region."""
-    goal = AnyError("cross_entropy", confidence=NEVER)
-    options: dict[str, Any] = {"steps": steps, "step_size": step_share * eps, "random_start": True, "seed": seed}
-    return attacks.pgd(classifier, images, labels, norm="linf", eps=eps, goal=goal, region=region, **options)
+def paper_attack(steps: int, step_size: float) -> PGD:
+    """Give the paper's attack: PGD from a random start to the largest cross-entropy."""
+    return PGD(
+        steps=steps,
+        step_size=step_size,
+        loss="cross_entropy",
+        random_start=True,
+        keep_maximizing=True,
+    )
+
+
+def threat_of(eps: float, mask: Tensor | None) -> ThreatModel:
+    """Give the paper's threat model: any error, within eps in Linf, inside the mask."""
+    return ThreatModel("linf", eps, AnyError(), mask)
+
+
+def _paper_attack(profile: Profile, eps: float) -> PGD:
+    return paper_attack(profile.attack.steps, profile.attack.step_share * eps)
 
 
 def _broken_too(
     result: AttackResult,
+    attack: PGD,
     classifier: Classifier,
     images: Tensor,
     labels: Tensor,
-    region: Tensor | None,
-    eps: float,
-    profile: Profile,
+    threat: ThreatModel,
     seed: int,
 ) -> Tensor:
-    """Outcomes (N,) of the paper's attack, and of the same one once more on what is still correct, now content with any error (R5).
+    """Give the outcomes (N,) of the paper's attack, completed by a second run that stops at any error (R5).
 
-    The largest loss that it went through need not be an error, where a smaller one was.
+    The second run attacks the images that are still correct: the candidate of the largest loss need not be an error, where a smaller
+    loss was.
     """
-    found = outcomes(classifier, result.attempts, labels)
+    found = outcomes(classifier, result.candidates, labels)
     left = (found == Outcome.CORRECT).nonzero().flatten()
     if len(left):
-        here = None if region is None else region.expand(len(images), *region.shape[1:])[left]
-        goal, attack = AnyError("cross_entropy"), profile.attack
-        options: dict[str, Any] = {"steps": attack.steps, "step_size": attack.step_share * eps, "random_start": True, "seed": seed}
-        again = attacks.pgd(classifier, images[left], labels[left], norm="linf", eps=eps, goal=goal, region=here, **options)
-        found[left] = outcomes(classifier, again.attempts, labels[left])
+        attack = replace(attack, keep_maximizing=False)
+        here = threat.select(left, images)
+        again = attack(classifier, images[left], labels[left], here, seed=seed)
+        found[left] = outcomes(classifier, again.candidates, labels[left])
     return found
 
 
@@ -211,126 +281,212 @@ def _losses(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _judged(classifier: Classifier, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    return {"losses": _losses(classifier, images, labels), "outcomes": outcomes(classifier, images, labels)}
+    return {
+        "losses": _losses(classifier, images, labels),
+        "outcomes": outcomes(classifier, images, labels),
+    }
 
 
-def _clean_cell(part: Part[SetProfile], model: Model, run: Run) -> Cell:
+def _clean_cell(part: Part[SetProfile], model: Model, run: Run) -> NodeResult:
     """All test images as they are. losses, outcomes: (N,)."""
 
     def compute(_: Path) -> Computed:
-        return {}, _judged(model.classifier, part.test.floats(), part.test.labels)
+        return {}, _judged(model.classifier, part.test.to_float(), part.test.labels)
 
     config = {"cell": "localized clean", "model": model.key, "data": part.test.fingerprint}
     return run.cell(f"{part.settings.name}: clean images, {model.name}", config, compute, 0)
 
 
-def _calibration_cell(profile: Profile, part: Part[SetProfile], natural: Model, attacked: ImageSet, run: Run) -> Cell:
+def _calibration_cell(
+    profile: Profile, part: Part[SetProfile], natural: Model, attacked: ImageSet, run: Run
+) -> NodeResult:
     """Attack the natural model around centre boxes of several sides, and choose: where accuracy falls by as much as the paper's.
 
     Of a set that the paper has not, the middle one of the sides is taken.
     """
-    settings, attack = part.settings, profile.attack
-    images = attacked.take(attack.calibration_images, seeds.derive(run.seed, "calibration"))
+    settings = part.settings
+    count = profile.attack.calibration_images
+    images = attacked.sample(count, seeds.derive(run.seed, "calibration"))
 
     def compute(_: Path) -> Computed:
-        clean = images.floats()
+        clean = images.to_float()
         before = _accuracy(natural.classifier, clean, images.labels)
         left = []
         for side in settings.boxes:
-            around = region_of(AROUND, side, clean, run.seed)
-            found = paper_attack(natural.classifier, clean, images.labels, around, settings.eps, attack.steps, attack.step_share, run.seed)
-            judged = _broken_too(found, natural.classifier, clean, images.labels, around, settings.eps, profile, run.seed)
+            threat = threat_of(settings.eps, mask_of(AROUND, side, clean, run.seed))
+            attack = _paper_attack(profile, settings.eps)
+            attacked_here = (natural.classifier, clean, images.labels, threat)
+            found = attack(*attacked_here, seed=run.seed)
+            judged = _broken_too(found, attack, *attacked_here, run.seed)
             left.append(float((judged == Outcome.CORRECT).double().mean()))
         retained = RETAINED.get(settings.paper)
-        chosen = len(left) // 2 if retained is None else min(range(len(left)), key=lambda i: (abs(left[i] - retained * before), -i))
+        chosen = (
+            len(left) // 2
+            if retained is None
+            else min(range(len(left)), key=lambda i: (abs(left[i] - retained * before), -i))
+        )
         return {"accuracy": left, "clean": before, "box": settings.boxes[chosen]}, {}
 
-    config = {"cell": "calibration, 2", "model": natural.key, "data": images.fingerprint, "eps": settings.eps, "boxes": settings.boxes}
+    config = {
+        "cell": "calibration, 2",
+        "model": natural.key,
+        "data": images.fingerprint,
+        "eps": settings.eps,
+        "boxes": settings.boxes,
+    }
     config |= {"attack": _attack_config(profile), "paper": settings.paper, "seed": run.seed}
-    passes = 0.7 * attack.steps * len(settings.boxes) * attack.calibration_images
-    return run.cell(f"{settings.name}: choose the box", config, compute, passes)
+    work = 0.7 * profile.attack.steps * len(settings.boxes) * count
+    return run.cell(f"{settings.name}: choose the box", config, compute, work)
 
 
 def _accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
     return float((outcomes(classifier, images, labels) == Outcome.CORRECT).double().mean())
 
 
-def _pgd_cell(profile: Profile, part: Part[SetProfile], model: Model, region: str, box: int, attacked: ImageSet, run: Run) -> Cell:
+def _pgd_cell(
+    profile: Profile,
+    part: Part[SetProfile],
+    model: Model,
+    region: str,
+    box: int,
+    attacked: ImageSet,
+    run: Run,
+) -> NodeResult:
     """The paper's attack in a region. losses, outcomes (N,); the first images as 8 bits store them."""
-    settings, attack = part.settings, profile.attack
+    settings = part.settings
 
     def compute(_: Path) -> Computed:
-        clean = attacked.floats()
-        where = region_of(region, box, clean, run.seed)
-        result = paper_attack(model.classifier, clean, attacked.labels, where, settings.eps, attack.steps, attack.step_share, run.seed)
-        stored = attacks.round_towards(result.attempts[:SHOWN], clean[:SHOWN])
-        shown = outcomes(model.classifier, as_floats(stored), attacked.labels[:SHOWN])
-        found = _broken_too(result, model.classifier, clean, attacked.labels, where, settings.eps, profile, run.seed)
-        losses = _losses(model.classifier, result.attempts, attacked.labels)
-        return _passes(result), {"losses": losses, "outcomes": found, "images": stored, "stored_outcomes": shown}
+        clean = attacked.to_float()
+        attack = _paper_attack(profile, settings.eps)
+        threat = threat_of(settings.eps, mask_of(region, box, clean, run.seed))
+        attacked_here = (model.classifier, clean, attacked.labels, threat)
+        result = attack(*attacked_here, seed=run.seed)
+        stored = attacks.quantize_towards(result.candidates[:SHOWN], clean[:SHOWN])
+        shown = outcomes(model.classifier, to_float(stored), attacked.labels[:SHOWN])
+        found = _broken_too(result, attack, *attacked_here, run.seed)
+        losses = _losses(model.classifier, result.candidates, attacked.labels)
+        return passes(result), {
+            "losses": losses,
+            "outcomes": found,
+            "images": stored,
+            "stored_outcomes": shown,
+        }
 
-    config = _config("localized pgd, 2", part, model, region, box, attacked, {"attack": _attack_config(profile)}, run)
-    return run.cell(f"{settings.name}: {model.name}, {region}", config, compute, 0.7 * attack.steps * attack.images)
+    config = _config(
+        "localized pgd, 2",
+        part,
+        model,
+        region,
+        box,
+        attacked,
+        {"attack": _attack_config(profile)},
+        run,
+    )
+    return run.cell(
+        f"{settings.name}: {model.name}, {region}",
+        config,
+        compute,
+        0.7 * profile.attack.steps * profile.attack.images,
+    )
 
 
-def _strongest_cell(profile: Profile, part: Part[SetProfile], model: Model, region: str, box: int, attacked: ImageSet, run: Run) -> Cell:
-    """The strongest attack in a region, on the first of the attacked images. outcomes: (n,)."""
+def _strongest_cell(
+    profile: Profile,
+    part: Part[SetProfile],
+    model: Model,
+    region: str,
+    box: int,
+    attacked: ImageSet,
+    run: Run,
+) -> NodeResult:
+    """The strongest ensemble in a region, on the first attacked images. outcomes: (n,)."""
     settings, strongest = part.settings, profile.strongest
     images = attacked.subset(torch.arange(strongest.images))
 
     def compute(_: Path) -> Computed:
-        clean = images.floats()
-        where = region_of(region, box, clean, run.seed)
-        options = {**strongest.model_dump(exclude={"images"}), "seed": run.seed}
-        result = attacks.strongest(model.classifier, clean, images.labels, norm="linf", eps=settings.eps, region=where, **options)
-        return _passes(result), {"outcomes": outcomes(model.classifier, result.attempts, images.labels)}
+        clean = images.to_float()
+        mask = mask_of(region, box, clean, run.seed)
+        threat = ThreatModel("linf", settings.eps, mask=mask)
+        attack = Strongest(**strongest.model_dump(exclude={"images"}))
+        result = attack(model.classifier, clean, images.labels, threat, seed=run.seed)
+        return passes(result), {
+            "outcomes": outcomes(model.classifier, result.candidates, images.labels)
+        }
 
-    config = _config("localized strongest", part, model, region, box, images, strongest.model_dump(), run)
+    config = _config(
+        "localized strongest", part, model, region, box, images, strongest.model_dump(), run
+    )
     return run.cell(
-        f"{settings.name}: the strongest on {model.name}, {region}",
+        f"{settings.name}: strongest ensemble on {model.name}, {region}",
         config,
         compute,
         0.7 * profile.strongest.images * profile.strongest.passes,
     )
 
 
-def _curve_cell(profile: Profile, part: Part[SetProfile], model: Model, region: str, box: int, attacked: ImageSet, run: Run) -> Cell:
+def _curve_cell(
+    profile: Profile,
+    part: Part[SetProfile],
+    model: Model,
+    region: str,
+    box: int,
+    attacked: ImageSet,
+    run: Run,
+) -> NodeResult:
     """The paper's attack at each eps, on the images that it has not broken with less. outcomes: (E, N)."""
-    settings, attack = part.settings, profile.attack
+    settings = part.settings
+    curve = profile.attack.curve
 
     def compute(_: Path) -> Computed:
-        clean, labels = attacked.floats(), attacked.labels
-        where = region_of(region, box, clean, run.seed)
+        clean, labels = attacked.to_float(), attacked.labels
+        mask = mask_of(region, box, clean, run.seed)
         now = outcomes(model.classifier, clean, labels)
         found = []
-        for eps in (factor * settings.eps for factor in attack.curve):
+        for factor in curve:
+            eps = min(1.0, factor * settings.eps)
             left = (now == Outcome.CORRECT).nonzero().flatten()
             if eps and len(left):
-                here = None if where is None else where.expand(len(clean), *where.shape[1:])[left]
-                result = paper_attack(
-                    model.classifier, clean[left], labels[left], here, min(1.0, eps), attack.steps, attack.step_share, run.seed
-                )
-                now[left] = _broken_too(result, model.classifier, clean[left], labels[left], here, min(1.0, eps), profile, run.seed)
+                attack = _paper_attack(profile, eps)
+                threat = threat_of(eps, mask).select(left, clean)
+                here = (model.classifier, clean[left], labels[left], threat)
+                result = attack(*here, seed=run.seed)
+                now[left] = _broken_too(result, attack, *here, run.seed)
             found.append(now.clone())
         return {}, {"outcomes": torch.stack(found)}
 
     config = _config(
-        "localized curve, 2", part, model, region, box, attacked, {"attack": _attack_config(profile), "curve": attack.curve}, run
+        "localized curve, 2",
+        part,
+        model,
+        region,
+        box,
+        attacked,
+        {"attack": _attack_config(profile), "curve": curve},
+        run,
     )
-    passes = 0.7 * attack.steps * attack.images * len(attack.curve)
-    return run.cell(f"{settings.name}: {model.name} against eps, {region}", config, compute, passes)
+    work = 0.7 * profile.attack.steps * profile.attack.images * len(curve)
+    return run.cell(f"{settings.name}: {model.name} against eps, {region}", config, compute, work)
 
 
 def _config(
-    cell: str, part: Part[SetProfile], model: Model, region: str, box: int, images: ImageSet, settings: Mapping[str, Any], run: Run
+    cell: str,
+    part: Part[SetProfile],
+    model: Model,
+    region: str,
+    box: int,
+    images: ImageSet,
+    settings: Mapping[str, Any],
+    run: Run,
 ) -> dict[str, Any]:
-    about = {"cell": cell, "model": model.key, "region": region, "box": box, "eps": part.settings.eps}
+    about = {
+        "cell": cell,
+        "model": model.key,
+        "region": region,
+        "box": box,
+        "eps": part.settings.eps,
+    }
     return {**about, "data": images.fingerprint, "settings": dict(settings), "seed": run.seed}
 
 
 def _attack_config(profile: Profile) -> dict[str, Any]:
     return profile.attack.model_dump(include={"steps", "step_share"})
-
-
-def _passes(result: AttackResult) -> dict[str, int]:
-    return {kind: int(getattr(result, kind).sum()) for kind in ("forwards", "backwards", "flat")}

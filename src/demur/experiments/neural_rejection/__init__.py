@@ -1,4 +1,4 @@
-"""The rejection paper (Thanthulage 2020): does (deep) neural rejection withstand an attacker who knows it?"""
+"""The rejection paper (Thanthulage 2020): is (deep) neural rejection robust to a defence-aware attacker?"""
 
 from demur.experiments.neural_rejection.experiment import SOURCE, TITLE, carry_out, prepare, work
 from demur.experiments.neural_rejection.profile import Profile

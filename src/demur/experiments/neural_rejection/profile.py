@@ -50,8 +50,8 @@ class StrongestProfile(BaseModel):
     steps: int = _Count
     eps: float = _Positive
     ensemble_steps: int = _Count
-    targets: int = _Count
-    queries: int = _Count
+    n_targets: int = _Count
+    n_queries: int = _Count
 
 
 class ThresholdsProfile(BaseModel):
@@ -102,8 +102,15 @@ class Profile(BaseModel):
 
     @model_validator(mode="after")
     def _compared_on_the_curve(self) -> Self:
-        if self.strongest.eps not in self.attack.eps or self.strongest.eps / 2 not in self.attack.eps:
-            raise ValueError("attack.eps must hold strongest.eps, where attacks are compared, and half of it")
+        if (
+            self.strongest.eps not in self.attack.eps
+            or self.strongest.eps / 2 not in self.attack.eps
+        ):
+            raise ValueError(
+                "attack.eps must hold strongest.eps, where attacks are compared, and half of it"
+            )
         if self.thresholds.images > self.attack.images * self.attack.repeats:
-            raise ValueError("thresholds.images cannot be more than attack.images times attack.repeats")
+            raise ValueError(
+                "thresholds.images cannot be more than attack.images times attack.repeats"
+            )
         return self

@@ -1,0 +1,24 @@
+"""Classifiers: scores of images, decisions, and the three outcomes of a decision."""
+
+from demur.classifier.base import Classifier, black_box, check_classifier, outcomes
+from demur.classifier.checks import check_counts, check_images, check_labels
+from demur.classifier.decisions import REJECT, Outcome, decide, outcomes_of
+from demur.classifier.modes import device_of, evaluating
+from demur.classifier.preprocess import Preprocess
+
+__all__ = [
+    "REJECT",
+    "Classifier",
+    "Outcome",
+    "Preprocess",
+    "black_box",
+    "check_classifier",
+    "check_counts",
+    "check_images",
+    "check_labels",
+    "decide",
+    "device_of",
+    "evaluating",
+    "outcomes",
+    "outcomes_of",
+]

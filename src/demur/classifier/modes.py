@@ -1,0 +1,72 @@
+"""The device of a module, and its training or evaluation mode."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import RLock
+
+import torch
+from torch import nn
+
+_LOCK = RLock()
+_ENTERED: dict[int, tuple[int, bool]] = {}
+"""Modules that are evaluated now, by id: by how many callers, and the mode before the first."""
+
+
+def device_of(module: nn.Module, default: torch.device) -> torch.device:
+    """Give the device of the module's first parameter or buffer, or `default` if there is none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return default
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, every part of the module is in evaluation mode. Afterwards, each has its old mode.
+
+    Modes are switched by `train()` and `eval()`, so that their overrides run. If several threads
+    are inside at the same time, the last one that leaves restores the modes.
+    """
+    parts = list(module.modules())
+    with _LOCK:
+        for part in parts:
+            callers, mode = _ENTERED.get(id(part), (0, getattr(part, "training", False)))
+            _ENTERED[id(part)] = callers + 1, mode
+    try:
+        with _LOCK:
+            _set_modes([(part, False) for part in parts])
+        yield
+    finally:
+        with _LOCK:
+            _set_modes(_left(parts))
+
+
+def _left(parts: list[nn.Module]) -> list[tuple[nn.Module, bool]]:
+    """Take one caller off each part, and give the mode that each part has from now on.
+
+    A part without another caller returns to its old mode. Another part stays in evaluation mode:
+    `train()` of a parent must not switch it.
+    """
+    modes = []
+    for part in parts:
+        callers, mode = _ENTERED.pop(id(part))
+        if callers > 1:
+            _ENTERED[id(part)] = callers - 1, mode
+            modes.append((part, False))
+        else:
+            modes.append((part, mode))
+    return modes
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    """Set the mode of each part, parents first. What `train()` leaves wrong is set directly."""
+    for part, mode in modes:
+        if getattr(part, "training", mode) == mode:
+            continue  # a frozen TorchScript module has no mode
+        # An exported program refuses: it keeps the behaviour that it was exported with.
+        with suppress(NotImplementedError):
+            if mode:
+                part.train()
+            else:
+                part.eval()
+        if part.training != mode:
+            part.training = mode

@@ -1,0 +1,5 @@
+"""`python -m demur.cli`."""
+
+from demur.cli import main
+
+main()

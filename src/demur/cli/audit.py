@@ -1,0 +1,319 @@
+"""The commands audit, replay and show."""
+
+import ast
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from demur.cli.app import app, out_console
+from demur.cli.bars import progress
+from demur.cli.options import Address, DataRoot, Device, Engine, ReuseStale, Seed, StoreFolder
+from demur.errors import DemurError
+
+if TYPE_CHECKING:
+    from demur.evaluation.audit_results import AuditResults, ThreatRow
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="torchvision:NAME, timm:NAME, py:FILE.py:FACTORY, a file of weights, or a bundle.",
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option("--arch", metavar="SOURCE:NAME", help="The network of a file of weights."),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FILE", help="Weights in place of a download."),
+]
+ModelKwargs = Annotated[
+    list[str] | None,
+    typer.Option("--model-kwargs", metavar="K=V", help="An argument of the factory. Repeatable."),
+]
+NumClasses = Annotated[
+    int | None, typer.Option("--num-classes", metavar="K", help="Without the reject column.")
+]
+RejectColumn = Annotated[
+    str | None,
+    typer.Option("--reject-column", metavar="last|N", help="The column of the reject score."),
+]
+ImgSize = Annotated[
+    int | None, typer.Option("--img-size", metavar="N", help="Pixels a side of the input.")
+]
+Mean = Annotated[
+    str | None, typer.Option("--mean", metavar="M,M,M", help="Of each channel, in [0, 1].")
+]
+Std = Annotated[
+    str | None, typer.Option("--std", metavar="S,S,S", help="Of each channel, in [0, 1].")
+]
+Interpolation = Annotated[str | None, typer.Option("--interpolation", metavar="NAME")]
+CropPct = Annotated[
+    float | None, typer.Option("--crop-pct", metavar="P", help="Share of the side that is kept.")
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read weights that can run code: only your own.")
+]
+
+
+@app.command()
+def audit(
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Option("--data", metavar="DATA", help="A folder by class, .npz, .csv, or a name."),
+    ],
+    threat: Annotated[
+        list[str] | None,
+        typer.Option("--threat", metavar="NORM:EPS", help="Repeatable. Default: linf:8/255."),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option("--profile", metavar="quick|standard|thorough", help="How much is spent.")
+    ] = "quick",
+    num_samples: Annotated[
+        int | None, typer.Option("--num-samples", metavar="N", help="Images. Default: all.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", metavar="NAME")] = "test",
+    label_map: Annotated[
+        Path | None,
+        typer.Option("--label-map", metavar="FILE", help="The data's classes to the model's."),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", metavar="MODEL", help="Attacks on it are transferred."),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", metavar="AUDIT", help="An earlier audit, to compare with."),
+    ] = None,
+    reject_score: Annotated[
+        str | None,
+        typer.Option(
+            "--reject-score",
+            metavar="max-prob|margin|energy",
+            help="Gives a rejection to a model that has none.",
+        ),
+    ] = None,
+    reject_threshold: Annotated[float | None, typer.Option("--reject-threshold")] = None,
+    false_rejection_rate: Annotated[
+        float | None, typer.Option("--false-rejection-rate", help="Default: 0.02.")
+    ] = None,
+    expect_accuracy: Annotated[
+        str | None,
+        typer.Option("--expect-accuracy", metavar="A+-D", help="Fail if accuracy differs."),
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option("--max-minutes", metavar="M", help="Leave parts out to fit.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", metavar="N")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The audit's folder. Default: runs/audit-NAME."),
+    ] = None,
+    arch: Arch = None,
+    checkpoint: Checkpoint = None,
+    model_kwargs: ModelKwargs = None,
+    num_classes: NumClasses = None,
+    reject_column: RejectColumn = None,
+    img_size: ImgSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+    allow_pickle: AllowPickle = False,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    engine: Engine = "local",
+    address: Address = None,
+    store: StoreFolder = None,
+    reuse_stale: ReuseStale = False,
+) -> None:
+    """Measure how a model fails, without and under attack; write a report that says whether the
+    attacks can be believed. An interrupted audit goes on with the same command.
+    """
+    from demur.commands.audit import audit as command
+    from demur.commands.audit_subject import default_folder
+    from demur.hardware import keep_buffers
+
+    keep_buffers()
+    options = model_options(
+        arch=arch,
+        checkpoint=checkpoint,
+        model_kwargs=model_kwargs,
+        num_classes=num_classes,
+        reject_column=reject_column,
+        allow_pickle=allow_pickle,
+        preprocess=(img_size, mean, std, interpolation, crop_pct),
+    )
+    read = {"split": split, "label_map": label_map, "root": data_root}
+    with progress():
+        found = command(
+            model,
+            data,
+            threat or ["linf:8/255"],
+            profile=profile,
+            num_samples=num_samples,
+            seed=seed,
+            batch_size=batch_size,
+            base_model=base_model,
+            baseline=baseline,
+            reject_score=reject_score,
+            reject_threshold=reject_threshold,
+            false_rejection_rate=false_rejection_rate,
+            expect_accuracy=expect_accuracy,
+            max_minutes=max_minutes,
+            out=out or default_folder(model),
+            device=device,
+            engine=engine,
+            address=address,
+            store=store,
+            reuse_stale=reuse_stale,
+            command=shlex.join(["demur", *sys.argv[1:]]),
+            model_options=options,
+            data_options=read,
+        )
+    _show(found.results)
+    _say(f"Report: {found.folder / 'report.html'}")
+
+
+@app.command()
+def replay(
+    audit: Annotated[Path, typer.Argument(metavar="AUDIT", help="The folder of an audit.")],
+    model: Model,
+    arch: Arch = None,
+    checkpoint: Checkpoint = None,
+    model_kwargs: ModelKwargs = None,
+    num_classes: NumClasses = None,
+    reject_column: RejectColumn = None,
+    img_size: ImgSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+    allow_pickle: AllowPickle = False,
+    device: Device = "auto",
+) -> None:
+    """Score the broken images of an audit on another model, in seconds."""
+    from demur.commands.replay import replay as command
+
+    options = model_options(
+        arch=arch,
+        checkpoint=checkpoint,
+        model_kwargs=model_kwargs,
+        num_classes=num_classes,
+        reject_column=reject_column,
+        allow_pickle=allow_pickle,
+        preprocess=(img_size, mean, std, interpolation, crop_pct),
+    )
+    found = command(audit, model, device=device, model_options=options)
+    table = Table(title=f"Counterexamples of {audit.name} on this model", title_justify="left")
+    for column in ("threat", "n", "correct %", "rejected %", "wrong %"):
+        table.add_column(column, justify="left" if column == "threat" else "right")
+    for row in found.table.iter_rows(named=True):
+        shares = [f"{100 * row[name]:.1f}" for name in ("correct", "rejected", "wrong")]
+        table.add_row(row["threat"], str(row["n"]), *shares)
+    out_console.print(table, markup=False)
+
+
+@app.command()
+def show(
+    audit: Annotated[Path, typer.Argument(metavar="AUDIT", help="The folder of an audit.")],
+    image: Annotated[
+        str, typer.Option("--image", metavar="ID", help="The hash or the number of an image.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="A .png file.")] = None,
+) -> None:
+    """Show how one image was broken: what changed, and by which attack."""
+    from demur.commands.replay import show as command
+
+    for line in command(audit, image, out):
+        _say(line)
+
+
+def model_options(
+    *,
+    arch: str | None,
+    checkpoint: Path | None,
+    model_kwargs: list[str] | None,
+    num_classes: int | None,
+    reject_column: str | None,
+    allow_pickle: bool,
+    preprocess: tuple[int | None, str | None, str | None, str | None, float | None],
+) -> dict[str, Any]:
+    """Give the options of `demur.load_model` that were named on the command line."""
+    from demur.loading import PreprocessOverrides
+
+    img_size, mean, std, interpolation, crop_pct = preprocess
+    found: dict[str, Any] = {
+        "arch": arch,
+        "checkpoint": checkpoint,
+        "num_classes": num_classes,
+        "model_kwargs": dict(map(_pair, model_kwargs)) if model_kwargs else None,
+        "allow_pickle": allow_pickle or None,
+    }
+    if reject_column is not None:
+        found["reject_column"] = int(reject_column) if reject_column.isdecimal() else reject_column
+    if any(one is not None for one in preprocess):
+        found["preprocess"] = PreprocessOverrides(
+            img_size=img_size,
+            mean=_numbers("--mean", mean),
+            std=_numbers("--std", std),
+            interpolation=interpolation,
+            crop_pct=crop_pct,
+        )
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise DemurError(f"--model-kwargs takes NAME=VALUE, not {text!r}.")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return name, value
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(one) for one in (text or "").replace(",", " ").split())
+    except ValueError as error:
+        raise DemurError(f"{option} takes numbers such as 0.5,0.5,0.5, not {text!r}.") from error
+
+
+def _show(results: "AuditResults") -> None:
+    """Print the outcomes, the checks that need attention, and the findings."""
+    from demur.report.audit import sentences
+
+    table = Table(title=f"Audit of {results.model['name']}", title_justify="left")
+    for column in ("threat", "correct %", "rejected %", "wrong %", "n"):
+        table.add_column(column, justify="left" if column == "threat" else "right")
+    for row in results.threats:
+        shares = [_share(row, name) for name in ("correct", "rejected", "wrong")]
+        goal = " (forcing rejections)" if row.goal == "force-reject" else ""
+        missing = "" if row.complete else " *"
+        table.add_row(f"{row.threat}{goal}{missing}", *shares, str(row.n))
+    out_console.print(table, markup=False)
+    if not all(row.complete for row in results.threats):
+        _say("* not all attacks ran.")
+    for check in results.checks:
+        if check.state == "flagged":
+            _say(f"• Self-test {check.name}: {check.text}")
+    for sentence in [*sentences(results), *results.notes]:
+        _say(f"• {sentence}")
+    _say(f"Verdict: {results.verdict}")
+
+
+def _share(row: "ThreatRow", outcome: str) -> str:
+    low, high = getattr(row, f"{outcome}_low"), getattr(row, f"{outcome}_high")
+    return f"{100 * getattr(row, outcome):.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def _say(text: str) -> None:
+    out_console.print(text, markup=False, highlight=False, soft_wrap=True)

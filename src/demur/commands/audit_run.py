@@ -1,0 +1,111 @@
+"""The computation of an audit: its plan, the estimate of its time, and what is left out."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+
+from demur.attacks import PGD
+from demur.commands.audit_subject import Subject
+from demur.evaluation.audit_costs import Rates, seconds_of, trimmed
+from demur.evaluation.audit_plan import Profile, Step, plan
+from demur.evaluation.engines import Engine
+from demur.evaluation.keys import Environment, Keys
+from demur.evaluation.plan import Outputs, execute
+from demur.evaluation.store import Store
+from demur.progress import job, message
+from demur.threat import ThreatModel
+
+PROBED: Final = 16
+"""Images on which a short attack shows how many break, for the estimate of the time."""
+
+
+@dataclass
+class AuditRun:
+    """The plan of an audit, its estimate, and what was left out of it."""
+
+    subject: Subject
+    threats: Sequence[ThreatModel]
+    profile: Profile
+    seed: int
+    max_minutes: float | None
+    steps: list[Step] = field(default_factory=list)
+    left: list[Step] = field(default_factory=list)
+    estimate: float = 0.0
+
+    def execute(
+        self, store: Store, worker: Engine, environment: Environment, reuse_stale: bool
+    ) -> tuple[Outputs, float]:
+        """Estimate, trim and compute."""
+        subject = self.subject
+        batch_size = subject.handshake.batch_size
+        all_steps = plan(
+            subject.target, self.threats, self.profile, seed=self.seed, batch_size=batch_size
+        )
+        each = self._costs(all_steps)
+        count = len(subject.images)
+        limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
+        known = Outputs(store, Keys(environment), tuple(step.node for step in all_steps))
+        each = [
+            0.0 if known.complete(step.node) else cost
+            for step, cost in zip(all_steps, each, strict=True)
+        ]
+        total = {place: count * cost for place, cost in enumerate(each)}
+        self.steps = trimmed(all_steps, total, limit)
+        self.left = [step for step in all_steps if step not in self.steps]
+        by_node = {id(step.node): cost for step, cost in zip(all_steps, each, strict=True)}
+        self.estimate = count * sum(by_node[id(step.node)] for step in self.steps)
+        message(f"{len(self.steps)} attacks and checks on {count:,} images: {_time(self.estimate)}")
+        for part in dict.fromkeys(step.part for step in self.left):
+            message(f"left out to stay within {self.max_minutes:g} minutes: {part}")
+        began = time.monotonic()
+        outputs = execute(
+            [step.node for step in self.steps],
+            store,
+            worker,
+            environment,
+            reuse_stale=reuse_stale,
+            title="audit",
+            expected=lambda node: by_node.get(id(node), 0.0),
+            until=began + limit,
+        )
+        return outputs, time.monotonic() - began
+
+    def _costs(self, steps: Sequence[Step]) -> list[float]:
+        """Estimate the seconds of each step for one image."""
+        shake = self.subject.handshake
+        rates = Rates(shake.images_per_second, shake.gradients_per_second, self._broken(steps))
+        return [seconds_of(step, rates) for step in steps]
+
+    def _broken(self, steps: Sequence[Step]) -> dict[str, float]:
+        """Attack a few images shortly at each threat, to learn what share of them breaks soon."""
+        subject = self.subject
+        found: dict[str, float] = {}
+        if not subject.gradients:
+            return found
+        index = torch.arange(min(PROBED, len(subject.sample_labels)))
+        images = subject.sample[index]
+        labels = subject.sample_labels[index]
+        asked = {
+            str(step.node.threat): step.node.threat
+            for step in steps
+            if step.node.threat is not None and step.node.threat.eps is not None
+        }
+        with job("estimate", len(asked)) as progress:
+            for name, threat in asked.items():
+                size = subject.handshake.batch_size
+                result = PGD(steps=5)(subject.classifier, images, labels, threat, batch_size=size)
+                found[name] = float(result.success.float().mean())
+                progress.advance(1, f"estimate: {name}")
+        return found
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(2, round(seconds))} seconds"
+    if seconds < 90 * 60:
+        return f"about {round(seconds / 60)} minutes"
+    return f"about {seconds / 3600:.1f} hours"

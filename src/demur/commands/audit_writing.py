@@ -1,0 +1,217 @@
+"""The files of an audit: results.json, records.parquet, report.html, counterexamples."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from demur.commands.audit_baseline import beside
+from demur.commands.audit_subject import Subject
+from demur.data import ImageSet
+from demur.evaluation import counterexamples
+from demur.evaluation.audit_checks import self_tests, verdict
+from demur.evaluation.audit_plan import Step
+from demur.evaluation.audit_results import (
+    SCHEMA,
+    AuditResults,
+    ThreatRow,
+    curve_over_eps,
+    curve_over_threshold,
+    threat_row,
+    within,
+)
+from demur.evaluation.audit_results import (
+    write as write_results,
+)
+from demur.evaluation.keys import versions
+from demur.evaluation.pictures import NORMS, describe, enlarged
+from demur.evaluation.plan import Outputs
+from demur.evaluation.records import PLACE, write_parquet
+from demur.evaluation.results import Picture, write_gallery
+from demur.files import digest
+from demur.report.audit import render_audit
+
+PICTURES = 24
+"""Of the gallery: the smallest changes."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What the report says of the run."""
+
+    profile: str
+    seed: int
+    command: str
+    device: str
+    estimate: float
+    seconds: float
+    baseline: Path | None
+
+
+def write(
+    subject: Subject,
+    steps: Sequence[Step],
+    left: Sequence[Step],
+    outputs: Outputs,
+    about: About,
+    folder: Path,
+) -> tuple[AuditResults, pl.DataFrame]:
+    """Write all files of an audit."""
+    done = [step for step in steps if outputs.complete(step.node)]
+    missing = [*left, *(step for step in steps if step not in done)]
+    records = outputs.records([step.node for step in done])
+    rows = counterexamples.chosen(counterexamples.marked(records, done, outputs), done)
+    rows = rows.with_columns(model=pl.lit(subject.name))
+    counterexamples.save(rows, done, outputs, folder)
+    _write_gallery(subject, rows, done, outputs, folder)
+    write_parquet(records, folder / "records.parquet")
+    results = _results(subject, records, done, missing, outputs, about)
+    write_results(results, folder)
+    render_audit(folder)
+    return results, records
+
+
+def _results(
+    subject: Subject,
+    records: pl.DataFrame,
+    done: Sequence[Step],
+    missing: Sequence[Step],
+    outputs: Outputs,
+    about: About,
+) -> AuditResults:
+    randomised = subject.handshake.randomised
+    checks = self_tests(records, gradients=subject.gradients, randomised=randomised)
+    certain = subject.gradients and not randomised and not missing and not subject.guesses
+    said = [line.text for line in subject.handshake.lines if line.state == "note"]
+    notes = [*subject.notes, *said]
+    parts = dict.fromkeys(step.part for step in missing)
+    notes += [f"Not run, for lack of time: {part}." for part in parts]
+    if outputs.stale:
+        notes.append(
+            f"{len(outputs.stale)} results were computed by an earlier version of the code "
+            "(--reuse-stale)."
+        )
+    notes += _of_ensembles(done, outputs)
+    model = {"name": subject.name, "source": subject.source, "fingerprint": subject.fingerprint}
+    data = {
+        "name": subject.images.name,
+        "source": subject.data_source,
+        "fingerprint": subject.images.fingerprint,
+        "images": len(subject.images),
+    }
+    costs = outputs.costs()
+    cost = {
+        "seconds": round(sum(one.seconds for one in costs), 3),
+        "estimate": round(about.estimate, 3),
+        "elapsed": round(about.seconds, 3),
+        "steps": [asdict(one) for one in costs],
+    }
+    return AuditResults(
+        schema=SCHEMA,
+        verdict=verdict(checks, certain=certain),
+        model=model,
+        data=data,
+        threats=_threats(records, done, missing),
+        checks=checks,
+        handshake=[asdict(line) for line in subject.handshake.lines],
+        notes=notes,
+        cost=cost,
+        code=digest(*sorted(str(code) for code in records["code"].unique())),
+        command=about.command,
+        profile=about.profile,
+        seed=about.seed,
+        versions=versions(),
+        device=about.device,
+        curves=_curves(records, done),
+        baseline=None if about.baseline is None else beside(records, done, about.baseline),
+    )
+
+
+def _threats(
+    records: pl.DataFrame, done: Sequence[Step], missing: Sequence[Step]
+) -> list[ThreatRow]:
+    rows = [threat_row(records, None)]
+    both = [*done, *missing]
+    for threat in dict.fromkeys(step.threat for step in both if step.threat is not None):
+        left = any(step.threat == threat and step.part != "force reject" for step in missing)
+        if any(step.threat == threat for step in done):
+            rows.append(threat_row(records, threat, complete=not left))
+    forced = [step.node.threat for step in done if step.part == "force reject"]
+    return [*rows, *(threat_row(records, threat) for threat in forced if threat is not None)]
+
+
+def _of_ensembles(done: Sequence[Step], outputs: Outputs) -> list[str]:
+    """Give what the ensembles say of themselves, once."""
+    said = []
+    for step in done:
+        if step.part in ("ensemble", "BPDA"):
+            for shard in range(step.node.shards):
+                sampled = outputs.result(step.node, shard).values.get("sampled")
+                said += [f"{step.threat}: {sampled}"] if sampled else []
+    return list(dict.fromkeys(said))
+
+
+def _curves(records: pl.DataFrame, done: Sequence[Step]) -> list[dict[str, Any]]:
+    curves = []
+    threats = list(dict.fromkeys(step.threat for step in done if step.threat is not None))
+    norms = dict.fromkeys(threat.norm for threat in threats)
+    for norm in norms:
+        given = [one.eps for one in threats if one.norm == norm and isinstance(one.eps, float)]
+        asked = {
+            step.node.threat.eps
+            for step in done
+            if step.node.threat is not None and step.node.threat.norm == norm
+        }
+        sizes = sorted(
+            {0.0, *(eps for eps in asked if isinstance(eps, float) and math.isfinite(eps))}
+        )
+        if given and len(sizes) > 1:
+            curves.append(curve_over_eps(records, norm, sizes))
+    clean = records.filter(pl.col("attack").is_null())
+    shown = [("clean images", clean)]
+    for threat in threats:
+        # The row with the worst outcome stands for an image.
+        worst = within(records, threat).sort("outcome", descending=True, maintain_order=True)
+        shown.append((str(threat), worst.unique(list(PLACE), keep="first", maintain_order=True)))
+    for name, rows in shown:
+        curve = curve_over_threshold(rows)
+        if curve is not None:
+            curves.append({**curve, "at": name})
+    return curves
+
+
+def _write_gallery(
+    subject: Subject,
+    rows: pl.DataFrame,
+    done: Sequence[Step],
+    outputs: Outputs,
+    folder: Path,
+) -> None:
+    """Draw the smallest changes that break an image, for each threat in turn."""
+    place = pl.int_range(pl.len()).over("threat")
+    size = pl.coalesce([pl.when(pl.col("norm") == norm).then(pl.col(norm)) for norm in NORMS])
+    shown = rows.sort(size, maintain_order=True).with_columns(place=place)
+    shown = shown.sort("place", maintain_order=True).head(PICTURES)
+    if shown.is_empty():
+        (folder / "gallery.safetensors").unlink(missing_ok=True)
+        return
+    original, attacked = counterexamples.images_of(shown, done, outputs)
+    labels = torch.tensor(shown["label"].to_list(), dtype=torch.int64)
+    clean = ImageSet(original, labels, subject.images.class_names, "shown")
+    pictures: list[Picture] = []
+    for number, row in enumerate(shown.iter_rows(named=True)):
+        one = clean.subset([number])
+        attack = str(row["by"] or row["attack"]).partition("(")[0]
+        pictures += describe(
+            subject.classifier,
+            str(row["threat"]),
+            attack,
+            str(row["attacker"]),
+            one,
+            attacked[number : number + 1],
+        )
+    write_gallery(folder, pictures, enlarged(original), enlarged(attacked))

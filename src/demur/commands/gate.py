@@ -1,0 +1,182 @@
+"""`demur gate`: decide whether an audit keeps the rules of a file, and write it for CI servers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from demur.data.messages import printable
+from demur.errors import DemurError
+from demur.evaluation.audit_results import AuditResults, read
+from demur.evaluation.gate import Decision, GateResult, conclude, decide_rule, rows_of
+from demur.evaluation.gate_baseline import belongs, decide_increase, pair
+from demur.evaluation.gate_rules import SEEKS_ERRORS, BaselineRule, Rules, parse_rules
+from demur.evaluation.records import SCHEMA
+from demur.files import write_text, writing
+from demur.report.junit import badge_of, junit_of, markdown_of
+
+LARGEST: Final = 1 << 20
+"""Bytes of a rules file."""
+COLUMNS: Final = (
+    *("dataset", "split", "repeat", "index", "image", "label", "outcome"),
+    *("attack", "norm", "eps", "goal", "linf", "l2", "l1", "l0"),
+)
+"""The columns of the records that a comparison needs."""
+
+
+def gate(
+    run: Path | str,
+    rules: Path | str,
+    *,
+    junit: Path | None = None,
+    markdown: Path | None = None,
+    badge: Path | None = None,
+    step_summary: Path | None = None,
+) -> GateResult:
+    """Decide whether the figures of an audit keep the rules.
+
+    Parameters
+    ----------
+    run : Path or str
+        The folder of an audit, or its results.json.
+    rules : Path or str
+        The rules file (.toml).
+    junit, markdown, badge : Path, optional
+        Files that are written: JUnit XML, Markdown, and the JSON of a badge of shields.io.
+    step_summary : Path, optional
+        A file that the Markdown is appended to, such as `GITHUB_STEP_SUMMARY`.
+
+    Returns
+    -------
+    GateResult
+        With `exit_code` 0 (all rules passed), 1 (a rule is proven broken) or 3 (inconclusive),
+        `text`, and `rules`: state, value, bounds, limit and needed images of each.
+
+    Raises
+    ------
+    DemurError
+        If a file is missing or does not fit, or a rule names a threat that the audit does not have.
+        No output is written then. The command line exits with 2.
+
+    Examples
+    --------
+    >>> from demur.commands.gate import gate
+    >>> gate("runs/missing", "gate.toml")
+    Traceback (most recent call last):
+    demur.errors.DemurError: cannot read the rules gate.toml: No such file or directory.
+    """
+    folder = Path(run)
+    file = Path(rules)
+    chosen = _read_rules(file)
+    outputs = [path for path in (junit, markdown, badge) if path]
+    _refuse_overwriting(outputs, [file, folder, folder / "results.json"])
+    audit = read(folder)
+    decided = [one for rule in chosen.rule for one in decide_rule(rule, audit, chosen)]
+    notes: list[str] = []
+    if chosen.baseline is not None:
+        increases, notes = _compare(audit, folder, chosen, chosen.baseline, file.parent)
+        decided += increases
+    result = conclude(audit, chosen, decided, notes)
+    if junit:
+        write_text(junit, junit_of(result))
+    if markdown:
+        write_text(markdown, markdown_of(result))
+    if badge:
+        write_text(badge, badge_of(result))
+    if step_summary:
+        with writing(step_summary), step_summary.open("a", encoding="utf-8") as summary:
+            summary.write(markdown_of(result))
+    return result
+
+
+def _read_rules(file: Path) -> Rules:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(LARGEST + 1)
+    except OSError as error:
+        raise DemurError(f"cannot read the rules {file}: {error.strerror}.") from error
+    if len(content) > LARGEST:
+        raise DemurError(f"the rules {file} are larger than {LARGEST} bytes.")
+    try:
+        return parse_rules(content.decode())
+    except UnicodeDecodeError as error:
+        raise DemurError(f"the rules {file} are not UTF-8 text.") from error
+    except DemurError as error:
+        raise DemurError(f"the rules {file}: {error}") from error
+
+
+def _refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuse outputs that would replace an input or each other."""
+    places = [path.resolve() for path in outputs]
+    kept = {path.resolve() for path in inputs}
+    for place, path in zip(places, outputs, strict=True):
+        if place in kept or places.count(place) > 1:
+            raise DemurError(
+                f"{path} is also another file of this gate: give it a name of its own."
+            )
+
+
+def _compare(
+    audit: AuditResults, run: Path, rules: Rules, rule: BaselineRule, beside: Path
+) -> tuple[list[Decision], list[str]]:
+    """Compare with the earlier audit at each threat that both have."""
+    path = beside / rule.file
+    if not (path / "results.json" if path.is_dir() else path).exists():
+        if rule.if_not_found == "skip":
+            return [], [f"No comparison: the baseline {printable(path)} does not exist."]
+        raise DemurError(
+            f"the baseline {printable(path)} does not exist. Copy an earlier audit there, or set "
+            'if_not_found = "skip".'
+        )
+    earlier = read(path)
+    before = rows_of(earlier)
+    now = rows_of(audit)
+    compared = [key for key, row in now.items() if key in before and row.goal in SEEKS_ERRORS]
+    if not compared:
+        raise DemurError(
+            f"the audit and the baseline {printable(path)} have no threat in common. Make the "
+            "baseline again with the threats of this audit."
+        )
+    new = _records(run, audit, compared)
+    old = _records(path, earlier, compared)
+    pairs = [pair(new, old, key) for key in compared]
+    if not all(one.n for one in pairs):
+        raise DemurError(
+            f"the audit and the baseline {printable(path)} have no image in common: the data or "
+            "the input size of the model changed. Make the baseline again."
+        )
+    notes = []
+    if min(one.n for one in pairs) < max(now[key].n for key in compared):
+        notes.append("The comparison counts each image once, and only images of both audits.")
+    either = {key: row for key, row in (*before.items(), *now.items()) if key not in compared}
+    alone = [key for key, row in either.items() if row.goal in SEEKS_ERRORS]
+    if alone:
+        said = printable(", ".join(alone), 200)
+        notes.append(f"Not compared, because only one audit has it: {said}.")
+    return [decide_increase(one, audit, earlier, rules) for one in pairs], notes
+
+
+def _records(run: Path, audit: AuditResults, keys: Sequence[str]) -> pl.DataFrame:
+    """Read the records beside results.json, and check that they belong to it."""
+    path = (run if run.is_dir() else run.parent) / "records.parquet"
+    types = pl.Schema({name: SCHEMA[name] for name in COLUMNS})
+    try:
+        # Another program may have stored an outcome as a plain or categorical text.
+        found = pl.read_parquet(path, columns=list(COLUMNS))
+        records = found.with_columns(pl.col("outcome").cast(pl.String)).cast(types)
+    except OSError as error:
+        raise DemurError(
+            f"cannot read {path}: {error.strerror or 'it is missing'}. The comparison with a "
+            "baseline needs the records of both audits beside their results.json."
+        ) from error
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise DemurError(f"{path} has no records of an audit: {printable(error, 120)}.") from error
+    rows = rows_of(audit)
+    for key in keys:
+        if not belongs(records, rows[key]):
+            raise DemurError(
+                f"{path} and results.json are not of one audit: they differ at {key}. Run the "
+                "audit again."
+            )
+    return records

@@ -1,0 +1,193 @@
+"""Images for a model, by name or from a path: in files that are read on demand, or in memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from demur.classifier import Preprocess
+from demur.data.catalogue import SOURCES
+from demur.data.decoding import has_grey_mode
+from demur.data.formats import NoSplitError
+from demur.data.image_files import ImageFiles, ResizedImages
+from demur.data.image_source import ImageSource
+from demur.data.images import ImageSet
+from demur.data.label_map import MatchedClasses, Names, match_classes, read_label_map
+from demur.data.listing import TRAINING, Listing, check_split, list_folder, list_manifest
+from demur.data.messages import printable
+from demur.data.sources import expect_path, load
+from demur.data.threads import in_threads
+from demur.errors import DemurError
+
+
+def read_images(
+    spec: str | Path,
+    split: str = "test",
+    *,
+    root: str | Path | None = None,
+    preprocess: Preprocess | None = None,
+    label_map: str | Path | None = None,
+    classes: Sequence[Names] | None = None,
+    name: str | None = None,
+) -> ImageSource:
+    """Read labelled images for a model.
+
+    Image files are opened when their pixels are asked for. Data sets of demur and npz archives lie
+    in memory in their own size.
+
+    Parameters
+    ----------
+    spec : str or Path
+        A name of `list_datasets`, a folder with a sub-folder for each class, an .npz archive, or a
+        .csv manifest with a line path,label for each image.
+    split : str, default="test"
+        "train" or "training"; "test" or "testing"; "val", "valid", "validation", "eval" or
+        "evaluation". Data without any split are used whole, and a note says so.
+    root : str or Path, optional
+        The data root of demur's own data sets.
+    preprocess : Preprocess, optional
+        What the model takes. Without it, images keep their size, and files are grey if all are
+        grey, else RGB.
+    label_map : str or Path, optional
+        CSV or JSON file: the model's class, by name or number, for classes of the data.
+    classes : sequence of str or of sequences of str, optional
+        Names of the model's classes in their order. A class may have several names, of which the
+        first one is shown.
+    name : str, optional
+        Name of the images. Default: that of the data set, folder or file.
+
+    Returns
+    -------
+    ImageSource
+        `ImageFiles`, `ResizedImages` or `ImageSet`. Labels and class names are those of the model.
+        `notes` says what was done.
+
+    Raises
+    ------
+    DemurError
+        If there are no such data, they do not fit the model, or their classes cannot be matched.
+
+    Examples
+    --------
+    >>> read_images("digits", preprocess=Preprocess(size=(32, 32)))
+    ResizedImages('digits': 359 images of 3x32x32, 10 classes)
+    """
+    check_split(split)
+    mapping = {} if label_map is None else read_label_map(Path(label_map).expanduser())
+    path = Path(spec).expanduser()
+    known = isinstance(spec, str) and spec in SOURCES
+    if not known:
+        expect_path(path, str(spec))
+    if known or (path.suffix.lower() == ".npz" and path.is_file()):
+        return _from_memory(spec, split, root, preprocess, classes, mapping, name)
+    if path.is_dir():
+        listing = list_folder(path, split)
+        title = name or path.resolve().name
+    elif path.suffix.lower() == ".csv" and path.is_file():
+        listing = list_manifest(path)
+        title = name or path.stem
+    else:
+        raise DemurError(
+            f"{printable(path)} is neither a folder, nor an .npz archive, nor a .csv manifest."
+        )
+    return _files(listing, title, preprocess, classes, mapping)
+
+
+def _files(
+    listing: Listing,
+    name: str,
+    preprocess: Preprocess | None,
+    classes: Sequence[Names] | None,
+    label_map: Mapping[str, str | int],
+) -> ImageFiles:
+    matched = match_classes(listing.classes, classes, label_map, name)
+    if len(matched.class_names) < 2:
+        raise DemurError(
+            f"{printable(name)} has images of one class only, and the names of the model's classes "
+            "are not known; a classifier needs at least 2 classes."
+        )
+    if preprocess is None:
+        grey_files = in_threads(lambda path: has_grey_mode(Path(path)), listing.paths)
+        preprocess = Preprocess(channels=1 if all(grey_files) else 3)
+        grey = ""
+    else:
+        grey = "The model takes grey images: coloured ones are converted by their luminance."
+    notes = (*listing.notes, matched.note, grey if preprocess.channels == 1 else "")
+    return ImageFiles(
+        listing.paths,
+        matched.ids[listing.members],
+        matched.class_names,
+        name,
+        preprocess,
+        tuple(filter(None, notes)),
+    )
+
+
+def _from_memory(
+    spec: str | Path,
+    split: str,
+    root: str | Path | None,
+    preprocess: Preprocess | None,
+    classes: Sequence[Names] | None,
+    label_map: Mapping[str, str | int],
+    name: str | None,
+) -> ImageSet | ResizedImages:
+    read = partial(load, spec, root=root)
+    note = ""
+    try:
+        images = read("train" if split in TRAINING else "test")
+    except NoSplitError:
+        images = read("train")
+        note = f"{printable(images.name)} has no {split} split: all of its images are used."
+    images = replace(images, name=name or images.name)
+    images = _relabelled(images, classes, label_map)
+    images = replace(images, notes=tuple(filter(None, (note, *images.notes))))
+    return images if preprocess is None else _fitted(images, preprocess)
+
+
+def _relabelled(
+    images: ImageSet, classes: Sequence[Names] | None, label_map: Mapping[str, str | int]
+) -> ImageSet:
+    """Give images the labels and the class names of the model."""
+    if classes is None and not label_map:
+        return images
+    present = images.counts().nonzero().flatten()  # other classes need no counterpart
+    names = [images.class_names[number] for number in present.tolist()]
+    matched: MatchedClasses = match_classes(names, classes, label_map, images.name)
+    ids = torch.zeros(images.num_classes, dtype=torch.int64)
+    ids[present] = matched.ids
+    notes = (matched.note,) if matched.note else ()
+    return replace(images, labels=ids[images.labels], class_names=matched.class_names, notes=notes)
+
+
+def _fitted(images: ImageSet, preprocess: Preprocess) -> ImageSet | ResizedImages:
+    """Bring images to the size and the channels of the model, if they have others."""
+    channels, height, width = images.image_shape
+    colour = "grey" if channels == 1 else "colour"
+    if channels > preprocess.channels:
+        raise DemurError(
+            f"the images of {printable(images.name)} are coloured, but the model takes grey ones. "
+            "Give grey images."
+        )
+    done = []
+    if preprocess.size not in (None, (height, width)):
+        rows, columns = preprocess.size
+        cropped = f" with {preprocess.resize} pixels of the shorter side, then cropped"
+        done.append(
+            f"resized ({preprocess.interpolation}){cropped if preprocess.resize else ''} to "
+            f"{columns}x{rows}"
+        )
+    else:
+        # They have the size of the model's crop already.
+        preprocess = replace(preprocess, resize=None)
+    if channels < preprocess.channels:
+        done.append("repeated to three channels")
+    if not done:
+        return images
+    note = (
+        f"The images of {printable(images.name)} are {width}x{height} {colour}; they are "
+        f"{' and '.join(done)} for the model."
+    )
+    return ResizedImages(images, preprocess, (*images.notes, note))

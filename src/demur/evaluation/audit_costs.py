@@ -1,0 +1,120 @@
+"""The time of an audit: estimates of its steps, and what is left out to stay within a limit."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from demur.attacks import (
+    APGD,
+    DDN,
+    FGM,
+    FGSM,
+    FMN,
+    PGD,
+    AnyError,
+    Attack,
+    RandomNoise,
+    Square,
+    Strongest,
+    WithBPDA,
+)
+from demur.evaluation.audit_plan import Step
+
+TRIMMED: Final = ("sweep", "force reject", "BPDA", "transfer", "ensemble")
+"""What `--max-minutes` leaves out, in this order, until the rest fits."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a model is, and how many images break.
+
+    Parameters
+    ----------
+    forwards, gradients : float
+        Images in a second: forward passes, and forward and backward passes together. 0 gradients: a
+        model that gives only scores.
+    broken : mapping of str to float
+        For each threat, as text, the share of images that a short attack breaks.
+    """
+
+    forwards: float
+    gradients: float
+    broken: Mapping[str, float]
+
+
+SCORED: Final = 4
+"""Forward passes on each image beside the attack: its candidates, and the stored ones."""
+GIVEN_UP: Final = 0.5
+"""The share of the steps toward targets that is left where hopeless ones are given up."""
+SOON: Final = 5
+"""Gradients after which an image that breaks is broken, on average."""
+
+
+def seconds_of(step: Step, rates: Rates) -> float:
+    """Estimate the seconds that a step takes for one image."""
+    node = step.node
+    if node.attack is None:
+        return 1 / rates.forwards
+    assert node.threat is not None
+    threat = node.threat
+    forwards, gradients = passes(node.attack)
+    broken = 0.0
+    if threat.goal != AnyError():
+        eps = math.inf if threat.eps is None or not isinstance(threat.eps, float) else threat.eps
+        broken = 1.0 if math.isinf(eps) else rates.broken.get(str(threat), 0.0)
+    if isinstance(node.attack, RandomNoise):
+        broken = 0.0
+    left = 1 - broken
+    if isinstance(node.attack, Strongest) and node.attack.square_sample is not None:
+        # Square meets a sample of what is left in each shard.
+        met = node.attack.square_sample / max(1.0, left * node.images_of(0))
+        forwards *= min(1.0, met)
+    gradient = 1 / rates.gradients if rates.gradients else 0.0
+    long = forwards / rates.forwards + gradients * gradient
+    short = min(SOON, gradients) * gradient + min(SOON, forwards) / rates.forwards
+    return left * long + broken * min(long, short) + SCORED / rates.forwards
+
+
+def passes(attack: Attack) -> tuple[float, float]:
+    """Count the forward passes without a gradient, and the gradients, for an unbroken image."""
+    if isinstance(attack, WithBPDA):
+        return passes(attack.attack)
+    if isinstance(attack, RandomNoise):
+        return attack.draws, 0
+    if isinstance(attack, FGSM | FGM):
+        return 1, 1
+    if isinstance(attack, Square):
+        return attack.n_queries, 0
+    if isinstance(attack, PGD):
+        return 1, attack.steps * attack.restarts
+    if isinstance(attack, APGD):
+        return 1, attack.steps * max(1, attack.n_targets) * attack.restarts
+    if isinstance(attack, DDN | FMN):
+        return attack.steps / 8, attack.steps
+    assert isinstance(attack, Strongest)
+    targets = attack.n_targets * (GIVEN_UP if attack.give_up else 1.0)
+    return attack.n_queries, 11 + attack.steps * (4 + targets)
+
+
+def trimmed(steps: Sequence[Step], cost: Mapping[int, float], limit: float) -> list[Step]:
+    """Leave parts out in the order of `TRIMMED` until the rest takes at most `limit` seconds.
+
+    Parameters
+    ----------
+    steps : sequence of Step
+    cost : mapping of int to float
+        Seconds of each step, by its place. What costs nothing is computed already, and stays.
+    limit : float
+
+    Returns
+    -------
+    list of Step
+        What stays. The clean images, noise, the single step and PGD always stay.
+    """
+    left = dict(enumerate(steps))
+    for part in TRIMMED:
+        if sum(cost[place] for place in left) <= limit:
+            break
+        left = {place: step for place, step in left.items() if step.part != part or not cost[place]}
+    return list(left.values())

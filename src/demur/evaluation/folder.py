@@ -1,0 +1,94 @@
+"""The folder of a run: it belongs to one configuration, and one process at a time uses it."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock, Timeout
+
+from demur.errors import DemurError
+from demur.files import canonical_json, write_text, writing
+
+MARK: Final = "run.json"
+LOCK: Final = ".lock"
+USER: Final = ".lock.json"
+
+
+@contextmanager
+def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Use a run's folder alone.
+
+    Parameters
+    ----------
+    folder : Path
+        Created if it does not exist.
+    identity : mapping
+        What the run is: its configuration, data and seed, as JSON.
+
+    Raises
+    ------
+    DemurError
+        If the folder holds another run or other files, or another process uses it.
+    """
+    text = canonical_json(identity)
+    _check(folder, text)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise DemurError(
+                f"{folder} is in use by {_user(folder)}. "
+                "Wait for it to end, or choose another --out."
+            ) from error
+    try:
+        write_text(folder / USER, json.dumps([os.getpid(), socket.gethostname()]))
+        _check(folder, text)
+        if not (folder / MARK).exists():
+            write_text(folder / MARK, text)
+        yield
+    finally:
+        (folder / USER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _check(folder: Path, text: str) -> None:
+    """Refuse a folder that holds something else."""
+    mark = folder / MARK
+    with writing(folder):
+        if folder.exists() and not folder.is_dir():
+            raise DemurError(f"{folder} is a file; --out needs a folder.")
+        there = mark.read_text(encoding="utf-8", errors="replace") if mark.exists() else None
+        others = folder.exists() and {path.name for path in folder.iterdir()} - {LOCK, USER}
+    if there is None and others:
+        raise DemurError(f"{folder} is not empty and holds no run. Choose another --out.")
+    if there is not None and there != text:
+        raise DemurError(
+            f"{folder} holds a run with another configuration, data or seed"
+            f"{_difference(there, text)}. Choose another --out, or delete that folder."
+        )
+
+
+def _difference(there: str, asked: str) -> str:
+    """Name the parts in which two runs differ."""
+    try:
+        old, new = json.loads(there), json.loads(asked)
+        names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    except (ValueError, TypeError, AttributeError):
+        return ""
+    return (
+        f" (another {' and '.join(names)})" if names and all(map(str.isidentifier, names)) else ""
+    )
+
+
+def _user(folder: Path) -> str:
+    try:
+        process, host = json.loads((folder / USER).read_text(encoding="utf-8"))
+        return f"process {int(process)} on {host}"
+    except (OSError, ValueError, TypeError):
+        return "another process"

@@ -1,0 +1,25 @@
+"""Metrics: counts of outcomes, intervals, and figures for classifiers that reject."""
+
+from demur.metrics.accumulated import OutcomeCurve, OutcomeShares, RejectionFigures, Share
+from demur.metrics.intervals import (
+    clopper_pearson,
+    paired_bounds,
+    paired_p_value,
+    wilson_interval,
+)
+from demur.metrics.outcomes import Rates, Spread, rates, spread
+
+__all__ = [
+    "OutcomeCurve",
+    "OutcomeShares",
+    "Rates",
+    "RejectionFigures",
+    "Share",
+    "Spread",
+    "clopper_pearson",
+    "paired_bounds",
+    "paired_p_value",
+    "rates",
+    "spread",
+    "wilson_interval",
+]

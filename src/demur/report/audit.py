@@ -1,0 +1,151 @@
+"""The page of an audit, from its folder. Everything from the folder is text and escaped."""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any, Final
+
+from demur.evaluation.audit_results import AuditResults, ThreatRow, read
+from demur.evaluation.results import Curve, Series
+from demur.files import write_text
+from demur.report import gallery as galleries
+from demur.report.gallery import Gallery
+from demur.report.html import ENVIRONMENT, asset, curve_view, facets
+from demur.report.pivot import OUTCOMES, number
+
+BOUND: Final = "An attack gives an upper bound on robustness; it is no proof."
+
+FRAMEWORKS: Final = (
+    (
+        "NIST AI 100-2 E2025",
+        "NISTAML.022 evasion; NISTAML.025 black-box evasion (noise, Square, transfer); NISTAML.01 "
+        "availability, for an attacker who forces rejections",
+    ),
+    ("MITRE ATLAS", "AML.T0015 evade ML model; AML.T0043 craft adversarial data"),
+    ("EU AI Act", "Article 15, paragraphs 3 to 5: accuracy, robustness and cybersecurity"),
+    ("ISO/IEC 24029-2", "counterexamples only; this audit shows no conformity"),
+)
+
+VERDICTS: Final = {
+    "sound": "All self-tests that ran passed: the figures can be defended as an upper bound.",
+    "doubtful": "A self-test leaves doubt: a stronger attack may find more.",
+    "unsound": "A self-test shows that an attack failed by its own fault: do not call this model "
+    "robust by these figures.",
+}
+
+
+def render_audit(folder: Path) -> Path:
+    """Write report.html and summary.md into the folder of an audit.
+
+    Parameters
+    ----------
+    folder : Path
+        With results.json and, if there is one, gallery.safetensors.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    DemurError
+        If results.json is missing or no audit, or the folder cannot be written.
+    """
+    results = read(folder)
+    write_text(folder / "summary.md", summary(results))
+    path = folder / "report.html"
+    write_text(path, page(results, galleries.read(folder)))
+    return path
+
+
+def page(results: AuditResults, gallery: Gallery | None) -> str:
+    """Give the whole page as text."""
+    script = asset("script.js")
+    views = [curve_view(_curve(one), f"curve{place}") for place, one in enumerate(results.curves)]
+    return ENVIRONMENT.get_template("audit.html").render(
+        audit=results,
+        sentences=sentences(results),
+        breakers=[row for row in results.threats if row.by],
+        curves=views,
+        gallery=gallery,
+        facets=facets(gallery) if gallery else {},
+        outcomes=OUTCOMES,
+        frameworks=FRAMEWORKS,
+        style=asset("style.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+    )
+
+
+def sentences(results: AuditResults) -> list[str]:
+    """Say what was found: one sentence for the worst threat, one for clean images, the verdict."""
+    clean = next((row for row in results.threats if row.threat == "clean"), None)
+    evade = [row for row in results.threats if row.goal == "evade"]
+    found = []
+    if evade:
+        worst = max(evade, key=lambda row: row.wrong)
+        found.append(
+            f"Within {worst.threat}, the attacks make the model answer wrong, without a rejection, "
+            f"on {_percent(worst, 'wrong')} of {worst.n:,} images."
+        )
+        if worst.broken is not None:
+            found.append(
+                f"Of the images that are correct without an attack, {100 * worst.broken:.1f} % "
+                "become wrong."
+            )
+    if clean is not None:
+        found.append(
+            f"Without an attack, {_percent(clean, 'correct')} are correct and "
+            f"{100 * clean.rejected:.1f} % rejected."
+        )
+    return [*found, VERDICTS[results.verdict]]
+
+
+def _percent(row: ThreatRow, outcome: str) -> str:
+    low, high = getattr(row, f"{outcome}_low"), getattr(row, f"{outcome}_high")
+    return f"{100 * getattr(row, outcome):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _curve(found: dict[str, Any]) -> Curve:
+    series = Series("", found["correct"], found["rejected"], found["wrong"], found["n"])
+    if found["kind"] == "eps":
+        norm = found["norm"]
+        note = "At each size, the worst of all attacked images that the size allows."
+        return Curve(
+            f"Outcomes against eps in {norm}", f"eps in {norm}", found["x"], [series], note
+        )
+    note = (
+        "The attacked images stay the same: an attacker who knows the new threshold may do better. "
+        "0 is the threshold of the model."
+    )
+    title = f"Outcomes against the threshold of rejection, {found['at']}"
+    return Curve(title, "threshold", found["x"], [series], note)
+
+
+def summary(results: AuditResults) -> str:
+    """Write the audit as Markdown, for a pull request or a wiki."""
+    lines = [
+        f"# Audit of {_plain(results.model['name'])}",
+        "",
+        *[f"{_plain(one)}\n" for one in sentences(results)],
+        "| threat | goal | correct % | rejected % | wrong % | n |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in results.threats:
+        cells = [f"{number(100 * getattr(row, name), '%')}" for name in OUTCOMES]
+        by_name = dict(zip(OUTCOMES, cells, strict=True))
+        shares = " | ".join(by_name[name] for name in ("correct", "rejected", "wrong"))
+        missing = "" if row.complete else " (not all attacks ran)"
+        lines.append(f"| {_plain(row.threat)}{missing} | {_plain(row.goal)} | {shares} | {row.n} |")
+    lines += ["", "| check | state |", "|---|---|"]
+    states = [(_plain(check.name), check.state.replace("_", " ")) for check in results.checks]
+    lines += [f"| {name} | {state} |" for name, state in states]
+    lines += ["", BOUND, "", "```sh", _plain(results.command), "```", ""]
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Give text of a stranger's file without what Markdown or a terminal reads as a command."""
+    kept = "".join(letter if letter.isprintable() else "?" for letter in str(text))
+    return kept.replace("|", "\\|").replace("`", "'").replace("<", "&lt;")

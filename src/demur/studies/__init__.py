@@ -1,0 +1,1 @@
+"""Studies: plans of the evaluation engine that reproduce papers and compare defences."""

@@ -1,0 +1,171 @@
+"""The defence of each paper, and several of them combined, on the same network and images."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from demur import seeds
+from demur.attacks import PGD, AnyError, Strongest
+from demur.data import ImageSet
+from demur.errors import DemurError
+from demur.evaluation.nodes import Train
+from demur.evaluation.on_images import Evaluate
+from demur.evaluation.records import worst_case
+from demur.evaluation.shares import FRONT
+from demur.evaluation.tables import TableSpec, outcome_shares
+from demur.experiments.fields import Names
+from demur.experiments.material import describe_parts, gather_part
+from demur.studies.comparison.recipes import AttackedTraining, Machines, NetworkTraining
+from demur.studies.study import Study
+from demur.threat import ThreatModel
+
+TITLE = "All defences on the same images"
+SOURCE = "the four papers, each defence on the same network"
+COMBINED = "Gaussian blur, deep neural rejection and background class"
+LAYERS = ("7", "11")
+"""Of the network: the rectifier after the pooling, and the one after the dense layer."""
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+_Count = Field(ge=1)
+
+
+class AttackProfile(BaseModel):
+    """How all models are attacked: in Linf, within `eps`."""
+
+    model_config = _STRICT
+    images: int = _Count
+    eps: float = Field(gt=0, le=1, allow_inf_nan=False)
+    steps: int = _Count
+    ensemble_steps: int = _Count
+    n_targets: int = _Count
+    n_queries: int = _Count
+
+
+class Profile(BaseModel):
+    """The scale of the comparison."""
+
+    model_config = _STRICT
+    data: Names = Field(min_length=1)
+    train_images: int | None = Field(None, ge=1)
+    epochs: int = _Count
+    batch_size: int = Field(64, ge=2)
+    attacked_epochs: int = _Count
+    attack_steps: int = _Count
+    box: int = Field(ge=1)
+    made_per_kind: int = _Count
+    per_class: int = Field(ge=5)
+    C: float = Field(10.0, gt=0, allow_inf_nan=False)
+    false_rejection: float = Field(0.02, ge=0, lt=1)
+    sigma: float = Field(1.5, gt=0, allow_inf_nan=False)
+    attack: AttackProfile
+    gallery: int = Field(48, ge=0)
+
+
+def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
+    """Load the images, and say what is to be computed.
+
+    Raises
+    ------
+    DemurError
+        If the data is missing, or the profile does not fit it.
+    """
+    part = gather_part(profile, profile.attack.images, data_root, seed)
+    if profile.box > part.size:
+        raise DemurError(
+            f"a box of {profile.box} pixels a side does not lie in the images of "
+            f"{part.train.name}, {part.size}x{part.size}."
+        )
+    train, validation = part.train.split(0.15, seeds.derive(seed, "validation"))
+    train.balanced(profile.per_class, seed)
+    models = _models(profile, train, validation, seed)
+    images = part.test.sample(profile.attack.images, seeds.derive(seed, "attacked"))
+    nodes = [
+        node for model in models for node in _attacked(profile, model, models[0], images, seed)
+    ]
+    return Study(
+        nodes=tuple(nodes),
+        tables=(TableSpec(FRONT, note=_note(profile)),),
+        gallery=tuple(node for node in nodes if node.attacker == "defence-aware"),
+        pictures=profile.gallery,
+        data=describe_parts([part], None),
+        taken=f"Data: {part.taken}.",
+        summary=partial(_summary, eps=profile.attack.eps),
+    )
+
+
+def _models(profile: Profile, train: ImageSet, validation: ImageSet, seed: int) -> list[Train]:
+    """All models; the first one has no defence."""
+    plain = NetworkTraining(profile.epochs, profile.batch_size)
+    background = replace(plain, backgrounds=profile.made_per_kind)
+    attacked = AttackedTraining(
+        profile.attacked_epochs,
+        profile.batch_size,
+        PGD(steps=profile.attack_steps, random_start=True),
+        ThreatModel("linf", profile.attack.eps),
+    )
+    machines = Machines(LAYERS, profile.per_class, profile.C, profile.false_rejection)
+    inner = tuple(f"module.network.{layer}" for layer in LAYERS)
+    combined = replace(machines, layers=inner, combined=True)
+    undefended = Train(plain, train, seed, name="no defence")
+    blurred = replace(background, sigma=profile.sigma)
+    both = Train(blurred, train, seed, name="Gaussian blur and background class")
+    return [
+        undefended,
+        Train(background, train, seed, name="background class"),
+        Train(
+            replace(attacked, box=profile.box), train, seed, name="localized adversarial training"
+        ),
+        Train(machines, train, seed, validation, undefended, name="deep neural rejection"),
+        Train(replace(plain, sigma=profile.sigma), train, seed, name="Gaussian blur"),
+        Train(combined, train, seed, validation, both, name=COMBINED),
+        Train(attacked, train, seed, name="adversarial training"),
+    ]
+
+
+def _attacked(
+    profile: Profile, model: Train, plain: Train, images: ImageSet, seed: int
+) -> list[Evaluate]:
+    """The four attackers of a model."""
+    attack = profile.attack
+    descent = PGD(steps=attack.steps)
+    surest = replace(descent, loss="cross_entropy", keep_maximizing=True)
+    ensemble = Strongest(
+        steps=attack.ensemble_steps, n_queries=attack.n_queries, n_targets=attack.n_targets
+    )
+    threat = ThreatModel("linf", attack.eps)
+    any_error = replace(threat, goal=AnyError())
+    on = partial(Evaluate, seed=seed, base=plain)
+    return [
+        on(model, images, None),
+        on(plain, images, any_error, surest, through=model, attacker="defence-unaware"),
+        on(model, images, threat, descent, attacker="defence-aware", keep="stored"),
+        on(model, images, threat, ensemble, attacker="strongest"),
+    ]
+
+
+def _note(profile: Profile) -> str:
+    return (
+        f"The same {profile.attack.images} test images for all models, in Linf within "
+        f"{profile.attack.eps:g}. "
+        "The defence-unaware attacker attacks the undefended network and maximises the loss. "
+        "The defence-aware attacker attacks the whole model for a wrong and accepted answer. "
+        "The strongest ensemble is the worst outcome of `attacks.Strongest` and of these two. "
+        "Adversarial training is not a defence of the four papers; it serves for comparison."
+    )
+
+
+def _summary(records: pl.DataFrame, eps: float) -> list[str]:
+    sentences = []
+    for (name,), rows in records.group_by("model", maintain_order=True):
+        clean = outcome_shares(rows.filter(pl.col("attacker") == "none"))
+        worst = outcome_shares(worst_case(rows))
+        sentences.append(
+            f"{name}: {100 * clean['correct'].value:.0f} % of the clean images correct and "
+            f"{100 * clean['rejected'].value:.0f} % rejected; under the strongest ensemble, "
+            f"Linf within {eps:g}, {100 * worst['wrong'].value:.0f} % wrong and accepted, "
+            f"{100 * worst['correct'].value:.0f} % correct."
+        )
+    return sentences

@@ -1,0 +1,15 @@
+"""Training: the loop that trains every network, and the optimizers of the papers."""
+
+from demur.training.loop import Scheduler, fit
+from demur.training.optimizers import adadelta, rejection_sgd, stepwise_sgd
+from demur.training.steps import BatchTransform, Epoch
+
+__all__ = [
+    "BatchTransform",
+    "Epoch",
+    "Scheduler",
+    "adadelta",
+    "fit",
+    "rejection_sgd",
+    "stepwise_sgd",
+]

@@ -1,0 +1,153 @@
+"""The page of an audit: it says what results.json says, loads nothing, and fits a phone."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from demur.evaluation.audit_results import AuditResults, CheckRow, ThreatRow, write
+from demur.evaluation.results import Picture, write_gallery
+from demur.report.audit import page, render_audit, sentences, summary
+from test_report_browser import BROWSER, browse
+
+EVIL = "<script>alert(1)</script>|`\x1b[31m\u202e"
+
+
+def row(threat, goal="evade", wrong=0.5, **values):
+    shares = {"correct": 1 - wrong, "rejected": 0.0, "wrong": wrong}
+    bounds = {f"{name}_{side}": share for name, share in shares.items() for side in ("low", "high")}
+    return ThreatRow(threat, goal, 40, **shares, **bounds, **values)
+
+
+RESULTS = AuditResults(
+    schema="demur.audit/1",
+    verdict="doubtful",
+    model={"name": "net", "source": "py:net.py:make", "fingerprint": "ab" * 16},
+    data={"name": "pets", "source": "pets/", "fingerprint": "cd" * 16, "images": 40},
+    threats=[
+        row("clean", "none", 0.1),
+        row("linf:8/255", wrong=0.9, by={"PGD(steps=10)": 36}, wrong_stored=0.8, distance=0.01),
+        row("l2:1", complete=False, by={"Square(n_queries=200)": 1}),
+        row("linf:8/255", "force-reject", 0.0),
+    ],
+    checks=[
+        CheckRow("noise", 0, 0, "passed", "fine"),
+        CheckRow("doubling", 0.02, 0.005, "flagged", "twice the steps break more"),
+        CheckRow("twin", None, None, "not_run", "later"),
+    ],
+    handshake=[{"name": "pixels", "state": "ok", "text": "in [0, 1]"}],
+    notes=["The weights are float16."],
+    cost={"seconds": 61.5, "estimate": 60.0, "elapsed": 62.0, "steps": []},
+    code="ef" * 16,
+    command="demur audit py:net.py:make --data pets/",
+    profile="quick",
+    seed=0,
+    versions={"torch": "2.11"},
+    device="cpu",
+    curves=[
+        {
+            "kind": "eps",
+            "norm": "linf",
+            "x": [0.0, 0.01, 0.03],
+            "correct": [0.9, 0.4, 0.1],
+            "rejected": [0.0, 0.0, 0.0],
+            "wrong": [0.1, 0.6, 0.9],
+            "n": 40,
+        }
+    ],
+    baseline={
+        "name": "older",
+        "images": 40,
+        "threats": [
+            {"threat": "clean", "n": 40, "before": 0.1, "now": 0.1, "worse": 0, "better": 0, "p": 1}
+        ],
+    },
+)
+
+
+def pictures(folder, count=30):
+    shown = [
+        Picture("3", "linf:8/255", "PGD", "defence-aware", "3", 0.9, "5", 0.6, "wrong", 1.0, 0.03)
+    ]
+    images = torch.zeros(count, 3, 28, 28, dtype=torch.uint8)
+    write_gallery(folder, shown * count, images, images + 1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(RESULTS, tmp_path)
+    pictures(tmp_path)
+    render_audit(tmp_path)
+    return tmp_path
+
+
+def test_the_first_sentence_is_the_worst_threat_with_its_interval():
+    first = sentences(RESULTS)[0]
+    assert first.startswith("Within linf:8/255")
+    assert "90.0 % (90.0 to 90.0) of 40 images" in first
+    assert "doubt" in sentences(RESULTS)[-1]
+
+
+def test_the_page_shows_every_row_state_and_hash(folder):
+    text = (folder / "report.html").read_text()
+    for said in (
+        *("linf:8/255", "l2:1", "not all attacks ran", "the attacker wants a rejection"),
+        *("PGD(steps=10)", "flagged", "not run", "The weights are float16", "ab" * 16, "cd" * 16),
+        *("older", "McNemar", "AML.T0015", "it is no proof", "still wrong and accepted after"),
+    ):
+        assert said in text
+    assert "NISTAML.022" in text
+
+
+def test_the_page_loads_nothing(folder):
+    text = (folder / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', text)
+    assert "default-src 'none'" in text
+
+
+def test_a_strangers_text_is_escaped_everywhere():
+    evil = replace(
+        RESULTS,
+        model=dict.fromkeys(RESULTS.model, EVIL),
+        data={**dict.fromkeys(RESULTS.data, EVIL), "images": 40},
+        checks=[CheckRow(EVIL, 1.0, 0.0, "flagged", EVIL)],
+        handshake=[{"name": EVIL, "state": EVIL, "text": EVIL}],
+        notes=[EVIL],
+        command=EVIL,
+        versions={EVIL: EVIL},
+        threats=[row("linf:8/255", by={EVIL: 3})],
+    )
+    text = page(evil, None)
+    assert "<script>alert" not in text
+    assert text.count("<script>") == 1
+    assert "\x1b" not in summary(evil)
+    assert "<script>" not in summary(evil)
+
+
+def test_markdown_has_a_row_for_each_threat():
+    lines = summary(RESULTS).splitlines()
+    rows = [line for line in lines if line.startswith("| linf") or line.startswith("| l2")]
+    assert len(rows) == 3
+    assert "| l2:1 (not all attacks ran) | evade | 50" in rows[1]
+
+
+PHONE = """<!DOCTYPE html><iframe src="report.html" width="360" height="800"></iframe><pre></pre>
+<script>
+document.querySelector("iframe").addEventListener("load", event => {
+  const page = event.target.contentDocument, root = page.documentElement;
+  const shown = [...page.querySelectorAll(".card")].filter(one => one.getClientRects().length);
+  const seen = { inner: root.clientWidth, scroll: root.scrollWidth, cards: shown.length };
+  document.querySelector("pre").textContent = JSON.stringify(seen);
+});</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on the path")
+def test_a_phone_scrolls_one_way_and_the_console_stays_silent(folder: Path):
+    (folder / "phone.html").write_text(PHONE)
+    text = browse(folder, "phone.html")
+    seen = json.loads(re.search(r"<pre>(.*?)</pre>", text)[1])
+    assert seen["scroll"] == seen["inner"] <= 360
+    assert seen["cards"] == 24
