@@ -13,7 +13,7 @@ from demur.errors import DemurError
 from demur.evaluation.keys import Environment
 from demur.evaluation.nodes import Task
 from demur.evaluation.store import Computed
-from demur.hardware import release_buffers
+from demur.hardware import keep_buffers, release_buffers
 from demur.progress import message
 
 RETRIES = 3
@@ -98,8 +98,9 @@ class Ray:
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 said = " ".join(str(error).split())[:200]
+                hint = "If the cluster asks for a token, set RAY_AUTH_MODE=token (docs/cluster.md)."
                 raise DemurError(
-                    f"the Ray cluster {address!r} cannot be reached: {said}"
+                    f"the Ray cluster {address!r} cannot be reached: {said.rstrip('.')}. {hint}"
                 ) from error
         gpus = 1 if environment.device == "cuda" else 0
         cpus = max(1, environment.threads)
@@ -165,6 +166,8 @@ def run_task(
     function: Any, arguments: dict[str, Any], threads: int, **large: Any
 ) -> tuple[Computed, float, Environment]:
     """Run a task on a worker."""
+    # A worker process belongs to this job alone, so the setting reaches no process of a user.
+    keep_buffers()
     if threads:
         torch.set_num_threads(threads)
     start = time.monotonic()
