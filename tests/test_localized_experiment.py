@@ -15,7 +15,6 @@ from demur.commands.run import STUDIES, run
 from demur.evaluation import Store
 from demur.evaluation.profiles import load_profile
 from demur.evaluation.results import read, read_gallery
-from demur.experiments import album
 from demur.experiments.cells import Run
 from demur.experiments.localized_training import sets
 from demur.experiments.localized_training.tables import (
@@ -24,9 +23,10 @@ from demur.experiments.localized_training.tables import (
     _paper_averages,
     worst_of,
 )
-from demur.experiments.material import gather_part
 from demur.networks import weights
 from demur.report import render
+from demur.studies import album
+from demur.studies.material import gather_part
 
 TINY = """
 gallery = 14

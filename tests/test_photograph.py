@@ -10,8 +10,8 @@ from torchvision import models as architectures
 
 from command import demur
 from demur import Classifier, DemurError
+from demur.commands.photograph import attack_photograph
 from demur.data import fitted, read_photo, to_float
-from demur.experiments.photograph import attack_photograph
 from demur.networks import CLASSES, class_number, imagenet_network, weights
 from demur.report.pictures import save_picture, save_triple
 

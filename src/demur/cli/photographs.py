@@ -10,7 +10,7 @@ from demur.cli.options import DataRoot, Device
 from demur.errors import DemurError
 
 if TYPE_CHECKING:
-    from demur.experiments.photograph import PhotoAttack
+    from demur.commands.photograph import PhotoAttack
 
 
 @app.command()
@@ -52,7 +52,7 @@ def attack(
     """Attack a photograph until a network takes it for another class; write it, and it beside the
     original and the difference.
     """
-    from demur.experiments.photograph import attack_photograph
+    from demur.commands.photograph import attack_photograph
     from demur.hardware import keep_buffers, pick_device
 
     keep_buffers()
@@ -84,8 +84,8 @@ def attack(
 
 def _written(found: "PhotoAttack", photo: Path, network: str, place: Path) -> list[str]:
     """Write the pictures, and say what they show."""
+    from demur.commands.photograph import answer_on
     from demur.data import to_float
-    from demur.experiments.photograph import answer_on
     from demur.report.pictures import AMPLIFIED, save_picture, save_triple
 
     stored = save_picture(found.attacked, place)

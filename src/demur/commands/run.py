@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from demur.evaluation.checks import check
 from demur.evaluation.engines import Engine, Local, Ray
 from demur.evaluation.folder import claimed
 from demur.evaluation.keys import Environment, versions
+from demur.evaluation.nodes import Node
 from demur.evaluation.pictures import gallery
 from demur.evaluation.plan import Outputs, execute
 from demur.evaluation.profiles import load_profile
@@ -139,17 +141,18 @@ def run(
     planned = module.plan(settings, data_root, seed)
     with claimed(folder, {**identity, "data": planned.data.fingerprint}):
         environment = Environment.here(chosen.type)
-        worker: Engine = Ray(environment, address) if engine == "ray" else Local()
         place = Store(store or Path(os.environ.get(STORE) or folder.parent / "demur-store"))
         message(planned.taken)
-        outputs = execute(
-            planned.nodes,
-            place,
-            worker,
-            environment,
-            reuse_stale=reuse_stale,
-            title=module.TITLE,
-        )
+
+        def compute(nodes: Sequence[Node]) -> Outputs:
+            worker: Engine = Ray(environment, address) if engine == "ray" else Local()
+            options = {"reuse_stale": reuse_stale, "title": module.TITLE}
+            return execute(nodes, place, worker, environment, **options)
+
+        outputs = compute(planned.nodes)
+        while planned.then is not None:
+            planned = planned.then(outputs)
+            outputs = compute(planned.nodes)
         write(_from_records(header, planned, outputs, folder), folder)
     return folder
 
@@ -160,8 +163,9 @@ def _from_records(header: Results, study: Study, outputs: Outputs, folder: Path)
     write_parquet(records, folder / "records.parquet")
     write_parquet(outputs.measurements(), folder / "measurements.parquet")
     write_gallery(folder, *gallery(outputs, study.gallery, study.pictures))
-    tables = [one.table(records) for one in study.tables]
-    warnings = [str(finding) for finding in check(records)]
+    shown = study.show(outputs)
+    tables = shown.tables
+    warnings = [*(str(finding) for finding in check(records)), *shown.warnings]
     if outputs.stale:
         said = (
             f"{len(outputs.stale)} results were computed by an earlier version of the code "
@@ -173,7 +177,8 @@ def _from_records(header: Results, study: Study, outputs: Outputs, folder: Path)
         header,
         data=study.data,
         tables=tables,
-        summary=study.summary(records),
+        curves=shown.curves,
+        summary=shown.summary,
         cost=_cost(outputs.costs()),
         warnings=warnings,
     )

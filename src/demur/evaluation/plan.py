@@ -95,11 +95,12 @@ class Outputs:
         return pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA)
 
     def _check_names(self, nodes: Iterable[OnImages]) -> None:
-        """Refuse two models of one name: tables would mix them."""
-        models: dict[str, str] = {}
+        """Refuse two models of one name: tables would mix them. Each repetition has its own."""
+        models: dict[tuple[str, int], str] = {}
         for node in nodes:
             model = node.scored_on
-            if models.setdefault(model.name, self.key(model)) != self.key(model):
+            place = model.name, getattr(node, "repeat", 0)
+            if models.setdefault(place, self.key(model)) != self.key(model):
                 raise DemurError(f"two models of the plan are called {model.name!r}.")
 
     def measurements(self) -> pl.DataFrame:

@@ -1,6 +1,6 @@
 """Tables of shares: queries over records."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import polars as pl
 import torch
@@ -11,38 +11,67 @@ from demur.evaluation.shares import ATTACKED_BY
 from demur.metrics import OutcomeShares, Share
 
 
-@dataclass(frozen=True)
-class TableSpec:
-    """A table of the shares of outcomes of each model under each attacker.
+def by_attacker(records: pl.DataFrame) -> pl.DataFrame:
+    """Give the outcomes of each attacker, named in the column "group" as tables name them.
+
+    Parameters
+    ----------
+    records : polars.DataFrame
+
+    Returns
+    -------
+    polars.DataFrame
+        Columns "group", "model", "outcome" and those that name an image; the rows of the weakest
+        attacker come first. The last attacker stands for the worst case over all attackers.
+    """
+    parts = []
+    for attacker, title in zip(ATTACKERS, ATTACKED_BY, strict=True):
+        chosen = records.filter(pl.col("attacker") == attacker)
+        if attacker == ATTACKERS[-1] and not chosen.is_empty():
+            chosen = records
+        parts.append(worst_case(chosen).with_columns(group=pl.lit(title)))
+    return pl.concat(parts)
+
+
+def outcome_table(
+    title: str,
+    records: pl.DataFrame,
+    *,
+    row: str = "model",
+    group: str | None = "group",
+    columns: Sequence[str] = ("correct", "wrong", "rejected"),
+    note: str = "",
+) -> Table:
+    """Make a table of the shares of outcomes, in %, with their intervals.
 
     Parameters
     ----------
     title : str
-    columns : tuple of str
+    records : polars.DataFrame
+        With the columns "outcome", "repeat" and "image", and those of `row` and `group`.
+    row, group : str
+        The columns of records that name a line of the table, and a group of lines. Lines stand in
+        the order of the records.
+    columns : sequence of str
         The outcomes that are shown.
     note : str
+
+    Returns
+    -------
+    Table
+        Without figures of a paper: see `demur.studies.reported`.
     """
-
-    title: str
-    columns: tuple[str, ...] = ("correct", "wrong", "rejected")
-    note: str = ""
-
-    def table(self, records: pl.DataFrame) -> Table:
-        """Make the table: a group for each attacker, a row for each model.
-
-        The last attacker stands for the worst case over all attackers.
-        """
-        figures = []
-        for attacker, title in zip(ATTACKERS, ATTACKED_BY, strict=True):
-            chosen = records.filter(pl.col("attacker") == attacker)
-            if attacker == ATTACKERS[-1] and not chosen.is_empty():
-                chosen = worst_case(records)
-            for (model,), rows in chosen.group_by("model", maintain_order=True):
-                shares = outcome_shares(rows)
-                figures += [
-                    _figure(str(model), column, title, shares[column]) for column in self.columns
-                ]
-        return Table(self.title, figures, self.note)
+    figures = []
+    by = [row] if group is None else [group, row]
+    for names, rows in records.group_by(by, maintain_order=True):
+        shares = outcome_shares(rows)
+        figures += [
+            measured_share(
+                str(names[-1]), column, shares[column], "" if group is None else str(names[0])
+            )
+            for column in columns
+        ]
+    return Table(title, figures, note)
 
 
 def outcome_shares(records: pl.DataFrame) -> dict[str, Share]:
@@ -66,7 +95,8 @@ def outcome_shares(records: pl.DataFrame) -> dict[str, Share]:
     return {name: found[name] for name in OUTCOMES}
 
 
-def _figure(row: str, column: str, group: str, share: Share) -> Measurement:
+def measured_share(row: str, column: str, share: Share, group: str = "") -> Measurement:
+    """Make a figure of a table from a share, in %."""
     return Measurement(
         row=row,
         column=column,

@@ -1,14 +1,32 @@
 """A study: nodes to compute, and what is shown of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-
-import polars as pl
+from dataclasses import dataclass, field
 
 from demur.evaluation.nodes import Node
 from demur.evaluation.on_images import Evaluate
-from demur.evaluation.results import Data
-from demur.evaluation.tables import TableSpec
+from demur.evaluation.plan import Outputs
+from demur.evaluation.results import Curve, Data, Table
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a report shows.
+
+    Parameters
+    ----------
+    tables : list of Table
+    curves : list of Curve
+    summary : list of str
+        Sentences for the user.
+    warnings : list of str
+        Beside those that `demur.evaluation.checks` finds in the records.
+    """
+
+    tables: list[Table]
+    curves: list[Curve] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -19,23 +37,25 @@ class Study:
     ----------
     nodes : tuple of Node
         What is computed.
-    tables : tuple of TableSpec
-    gallery : tuple of Evaluate
-        Nodes whose images are shown.
-    pictures : int
-        Largest number of pictures.
     data : Data
         The images that were used.
     taken : str
         A sentence on the data, for the user.
-    summary : callable
-        Makes sentences from the records.
+    show : callable
+        Makes tables, curves and sentences from the results of `nodes`.
+    gallery : tuple of Evaluate
+        Nodes whose images are shown.
+    pictures : int
+        Largest number of pictures.
+    then : callable, optional
+        Makes the study itself from the results of `nodes`, where what is computed depends on them:
+        a selection, a calibration. Without it, the study is complete.
     """
 
     nodes: tuple[Node, ...]
-    tables: tuple[TableSpec, ...]
-    gallery: tuple[Evaluate, ...]
-    pictures: int
     data: Data
     taken: str
-    summary: Callable[[pl.DataFrame], list[str]]
+    show: Callable[[Outputs], Shown]
+    gallery: tuple[Evaluate, ...] = ()
+    pictures: int = 0
+    then: "Callable[[Outputs], Study] | None" = None

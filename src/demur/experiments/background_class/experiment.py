@@ -24,8 +24,8 @@ from demur.experiments.background_class.cells import Material, Split
 from demur.experiments.background_class.profile import Profile
 from demur.experiments.background_class.tables import Sheets
 from demur.experiments.cells import Run
-from demur.experiments.material import counted, first_at_hand, load_entry, passed_over
 from demur.networks import background_class_network
+from demur.studies.material import counted, first_at_hand, load_entry, passed_over
 
 TITLE = "Background class"
 SOURCE = "McCoyd & Wagner 2018, Background Class Defense Against Adversarial Examples"

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from demur.experiments.fields import INCREASING, Names, Shares
+from demur.studies.fields import INCREASING, Names, Shares
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _Count = Field(ge=1)

@@ -10,7 +10,6 @@ from demur.classifier import Classifier
 from demur.errors import DemurError
 from demur.evaluation.pictures import describe, enlarged, in_turn, mixed
 from demur.evaluation.results import Curve, Data, Picture, Table, write_gallery
-from demur.experiments.album import DISTINCT, Album, at_size, gather, without_album
 from demur.experiments.cells import Run
 from demur.experiments.localized_training import photographs, sets
 from demur.experiments.localized_training.photographs import NetworkFound
@@ -23,9 +22,10 @@ from demur.experiments.localized_training.sets import (
     new_network,
 )
 from demur.experiments.localized_training.tables import Sheets
-from demur.experiments.material import Part, describe_parts, gather_part
 from demur.files import digest
 from demur.networks import imagenet_network
+from demur.studies.album import DISTINCT, Album, at_size, gather, without_album
+from demur.studies.material import Part, describe_parts, gather_part
 
 TITLE = "Localized training"
 SOURCE = "Rothberg, Chen, Jie & Ji 2019, Localized Adversarial Training for Increased Accuracy and Robustness in Image Classification"

@@ -14,7 +14,6 @@ from demur.classifier import Classifier
 from demur.data import Box, ImageSet, fitted, to_float
 from demur.evaluation import NodeResult
 from demur.evaluation.store import Computed
-from demur.experiments.album import Album, at_size
 from demur.experiments.cells import Run, passes
 from demur.experiments.localized_training.profile import AttackedPhotographs
 from demur.experiments.localized_training.sets import (
@@ -28,6 +27,7 @@ from demur.experiments.localized_training.sets import (
 )
 from demur.files import file_digest
 from demur.networks import CLASSES, imagenet_network
+from demur.studies.album import Album, at_size
 
 STEP_SHARE = 0.1
 BATCH = 25

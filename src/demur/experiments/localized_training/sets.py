@@ -20,9 +20,9 @@ from demur.evaluation import NodeResult
 from demur.evaluation.store import Computed
 from demur.experiments.cells import Run, passes
 from demur.experiments.localized_training.profile import Profile, SetProfile
-from demur.experiments.material import Part, in_random_order
 from demur.files import replacing
 from demur.networks import localized_network, wide_resnet
+from demur.studies.material import Part, in_random_order
 from demur.threat import ThreatModel
 from demur.training import Epoch, fit, stepwise_sgd
 

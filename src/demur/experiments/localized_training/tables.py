@@ -11,7 +11,6 @@ from demur.classifier import Outcome
 from demur.evaluation import NodeResult
 from demur.evaluation.results import Curve, Measurement, Table
 from demur.evaluation.shares import ATTACKED_BY, UNKNOWN, Printed, front, series, share, written
-from demur.experiments.album import Album
 from demur.experiments.cells import blind
 from demur.experiments.localized_training.photographs import NetworkFound
 from demur.experiments.localized_training.profile import AttackedPhotographs, Profile
@@ -29,6 +28,7 @@ from demur.experiments.localized_training.sets import (
 )
 from demur.metrics import rates
 from demur.networks import CLASSES
+from demur.studies.album import Album
 
 INPUTS = ("natural images", "standard attack", "background attack")
 # Figure 2, with its scaling of natural images undone: a thousandth for MNIST, a hundredth for CIFAR-10.

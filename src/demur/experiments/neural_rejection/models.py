@@ -19,10 +19,10 @@ from demur.evaluation import NodeResult
 from demur.evaluation.results import Data
 from demur.evaluation.store import Computed
 from demur.experiments.cells import Run
-from demur.experiments.material import counted, first_at_hand, load_splits, passed_over
 from demur.experiments.neural_rejection.profile import Profile
 from demur.files import digest
 from demur.networks import dnr_cnn
+from demur.studies.material import counted, first_at_hand, load_splits, passed_over
 from demur.threat import ThreatModel
 from demur.training import fit, rejection_sgd
 

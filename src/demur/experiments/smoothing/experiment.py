@@ -10,10 +10,7 @@ from demur.classifier import Classifier
 from demur.errors import DemurError
 from demur.evaluation.pictures import describe, enlarged, in_turn, mixed
 from demur.evaluation.results import Curve, Data, Picture, Table, write_gallery
-from demur.experiments import album as albums
-from demur.experiments.album import DISTINCT, Album, at_size
 from demur.experiments.cells import Run
-from demur.experiments.material import Part, describe_parts, gather_part
 from demur.experiments.smoothing import filters, photographs, tuning
 from demur.experiments.smoothing.filters import SetFound, behind, new_network
 from demur.experiments.smoothing.photographs import NetworkFound
@@ -22,6 +19,9 @@ from demur.experiments.smoothing.tables import Sheets
 from demur.experiments.smoothing.tuning import TuningMaterial
 from demur.files import digest
 from demur.networks import imagenet_network
+from demur.studies import album as albums
+from demur.studies.album import DISTINCT, Album, at_size
+from demur.studies.material import Part, describe_parts, gather_part
 
 TITLE = "Smoothing"
 SOURCE = "Jézéquel 2019, Protecting networks against adversarial attacks"

@@ -16,9 +16,9 @@ from demur.defenses import GaussianBlur, MedianBlur
 from demur.evaluation import NodeResult
 from demur.evaluation.store import Computed
 from demur.experiments.cells import Run, passes
-from demur.experiments.material import Part, in_random_order
 from demur.experiments.smoothing.profile import Profile, SetProfile
 from demur.networks import background_class_network
+from demur.studies.material import Part, in_random_order
 from demur.threat import ThreatModel
 from demur.training import fit
 

@@ -16,12 +16,12 @@ from demur.classifier import Classifier
 from demur.data import ImageSet, to_float
 from demur.evaluation import NodeResult
 from demur.evaluation.store import Computed
-from demur.experiments.album import Album, at_size
 from demur.experiments.cells import Run, passes
 from demur.experiments.smoothing.filters import others
 from demur.experiments.smoothing.profile import TargetedPhotographs
 from demur.files import file_digest
 from demur.networks import CLASSES, ImageNetNetwork, imagenet_network
+from demur.studies.album import Album, at_size
 from demur.threat import ThreatModel
 
 BATCH = 25

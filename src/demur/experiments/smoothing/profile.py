@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from demur.experiments.fields import INCREASING, Names, PhotographsProfile, StrongestProfile
+from demur.studies.fields import INCREASING, Names, PhotographsProfile, StrongestProfile
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _Count = Field(ge=1)

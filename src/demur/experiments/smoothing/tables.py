@@ -10,7 +10,6 @@ from torch import Tensor
 from demur.classifier import Outcome
 from demur.evaluation.results import Curve, Measurement, Table
 from demur.evaluation.shares import ATTACKED_BY, front, series, share, written
-from demur.experiments.album import Album
 from demur.experiments.cells import blind
 from demur.experiments.smoothing.filters import (
     BOX,
@@ -25,6 +24,7 @@ from demur.experiments.smoothing.photographs import NetworkFound
 from demur.experiments.smoothing.profile import Profile
 from demur.experiments.smoothing.tuning import PUBLIC, WHITE, Tuned
 from demur.metrics import rates
+from demur.studies.album import Album
 
 PAPER_BEST = "Gaussian, sigma 1.5"
 ATTACKERS = (IGNORES, THROUGH, IDENTITY, BOX)

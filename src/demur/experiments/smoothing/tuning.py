@@ -18,11 +18,11 @@ from demur.errors import DemurError
 from demur.evaluation import NodeResult
 from demur.evaluation.store import Computed
 from demur.experiments.cells import Run, passes
-from demur.experiments.material import first_at_hand, load_splits
 from demur.experiments.smoothing.filters import NONE
 from demur.experiments.smoothing.profile import TuningProfile
 from demur.files import digest, file_digest
 from demur.networks import CLASSES, ImageNetNetwork, imagenet_network, weights
+from demur.studies.material import first_at_hand, load_splits
 from demur.threat import ThreatModel
 from demur.training import fit
 

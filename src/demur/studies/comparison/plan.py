@@ -13,13 +13,14 @@ from demur.data import ImageSet
 from demur.errors import DemurError
 from demur.evaluation.nodes import Train
 from demur.evaluation.on_images import Evaluate
+from demur.evaluation.plan import Outputs
 from demur.evaluation.records import worst_case
 from demur.evaluation.shares import FRONT
-from demur.evaluation.tables import TableSpec, outcome_shares
-from demur.experiments.fields import Names
-from demur.experiments.material import describe_parts, gather_part
+from demur.evaluation.tables import by_attacker, outcome_shares, outcome_table
 from demur.studies.comparison.recipes import AttackedTraining, Machines, NetworkTraining
-from demur.studies.study import Study
+from demur.studies.fields import Names
+from demur.studies.material import describe_parts, gather_part
+from demur.studies.study import Shown, Study
 from demur.threat import ThreatModel
 
 TITLE = "All defences on the same images"
@@ -87,12 +88,11 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
     ]
     return Study(
         nodes=tuple(nodes),
-        tables=(TableSpec(FRONT, note=_note(profile)),),
         gallery=tuple(node for node in nodes if node.attacker == "defence-aware"),
         pictures=profile.gallery,
         data=describe_parts([part], None),
         taken=f"Data: {part.taken}.",
-        summary=partial(_summary, eps=profile.attack.eps),
+        show=partial(_show, profile),
     )
 
 
@@ -144,6 +144,12 @@ def _attacked(
         on(model, images, threat, descent, attacker="defence-aware", keep="stored"),
         on(model, images, threat, ensemble, attacker="strongest"),
     ]
+
+
+def _show(profile: Profile, outputs: Outputs) -> Shown:
+    records = outputs.records()
+    table = outcome_table(FRONT, by_attacker(records), note=_note(profile))
+    return Shown([table], summary=_summary(records, profile.attack.eps))
 
 
 def _note(profile: Profile) -> str:

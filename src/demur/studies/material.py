@@ -15,7 +15,7 @@ from demur.files import digest
 
 
 def first_at_hand(entries: Sequence[str], known: Mapping[str, SourceStatus]) -> str:
-    """The first of these entries of a profile that is there; if none is, the first that users can download."""
+    """Give the first of these data sets that is there, else the first that users can download."""
     there = (entry for entry in entries if entry not in known or known[entry].where)
     downloadable = (entry for entry in entries if known[entry].megabytes)
     return next(there, None) or next(downloadable, entries[0])
@@ -25,7 +25,8 @@ def passed_over(entries: Sequence[str], taken: str, root: Path | None) -> str:
     """Say which entries the profile would rather have had."""
     missing = entries[: entries.index(taken)]
     return (
-        f"; {' and '.join(missing)}, named first, {'is' if len(missing) == 1 else 'are'} not in {data.data_root(root)}"
+        f"; {' and '.join(missing)}, named first, {'is' if len(missing) == 1 else 'are'} not in "
+        f"{data.data_root(root)}"
         if missing
         else ""
     )
@@ -37,7 +38,7 @@ def counted(images: ImageSet) -> str:
 
 
 def load_splits(entry: str, root: Path | None, seed: int) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images of this entry; of a set without a test split, a fifth is held out for it."""
+    """Give training and test images. Without a test split, a fifth of the images is held out."""
     images = load_entry(entry, root)
     try:
         return images, data.load(entry, "test", root)
@@ -46,7 +47,7 @@ def load_splits(entry: str, root: Path | None, seed: int) -> tuple[ImageSet, Ima
 
 
 def load_entry(entry: str, root: Path | None) -> ImageSet:
-    """The set of this entry, and by that name: the name that a path's file has may be another set's."""
+    """Load a data set, named as in the profile: a file may have the name of another data set."""
     return replace(data.load(entry, root=root), name=entry)
 
 
@@ -67,7 +68,7 @@ Settings = TypeVar("Settings", bound=SetWanted)
 
 @dataclass(frozen=True)
 class Part(Generic[Settings]):
-    """One of several data sets: what the profile says of it, the images to train on, and those to attack."""
+    """One of several data sets: its settings, the images to train on, and those to attack."""
 
     settings: Settings
     train: ImageSet
@@ -90,14 +91,21 @@ class Part(Generic[Settings]):
 def gather_part(
     settings: Settings, attacked: int, data_root: Path | None, seed: int
 ) -> Part[Settings]:
-    """Load the images of one set. Raises: DemurError for too few of them, and for images that are not square."""
+    """Load the images of one data set.
+
+    Raises
+    ------
+    DemurError
+        For too few images, and for images that are not square.
+    """
     known = {status.name: status for status in data.list_datasets(data_root)}
     entry = first_at_hand(settings.data, known)
     train, test = load_splits(entry, data_root, seeds.derive(seed, "test"))
     if settings.train_images is not None:
         if settings.train_images > len(train):
             raise DemurError(
-                f"train_images is {settings.train_images}, but {entry} has {len(train)} training images."
+                f"train_images is {settings.train_images}, but {entry} has {len(train)} training "
+                "images."
             )
         train = train.sample(settings.train_images, seeds.derive(seed, "train"))
     if attacked > len(test):
@@ -116,7 +124,7 @@ def gather_part(
 
 
 def in_random_order(images: ImageSet, seed: int) -> ImageSet:
-    """The same images in another order, so that the first so many are a fair sample: a folder's are in the order of its classes."""
+    """Give the same images in random order: the first ones are then a fair sample."""
     return images.subset(
         torch.randperm(len(images), generator=seeds.generator(seed, "in random order"))
     )

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from demur import data
 from demur.data import ImageSet, Photo, fitted, read_photos
-from demur.experiments.fields import PhotographsProfile
 from demur.files import digest, file_digest
 from demur.networks import CLASSES, Detector, imagenet_network, weights
+from demur.studies.fields import PhotographsProfile
 
 
 @dataclass(frozen=True)
 class Album:
-    """The photographs, the networks at hand with their files of weights, and what is said of what is not."""
+    """The photographs, the networks whose weights are found, and notes on what is missing."""
 
     photos: list[Photo]
     networks: dict[str, Path]
@@ -38,7 +38,10 @@ class Album:
 
 
 def gather(wanted: PhotographsProfile | None, data_root: Path | None) -> Album | None:
-    """Find the photographs and the networks under the data root; None where the profile wants none, or either is missing."""
+    """Find the photographs and the networks under the data root.
+
+    None where the profile wants none, or where either is missing.
+    """
     if wanted is None:
         return None
     known = ((name, weights.find(name, data_root)) for name in wanted.networks)
@@ -53,7 +56,8 @@ def gather(wanted: PhotographsProfile | None, data_root: Path | None) -> Album |
     notes = [f"No weights of {' and '.join(missing)} are at hand."] if missing else []
     if len(enough) < wanted.images:
         notes.append(
-            f"Only {len(enough)} of {len(photos)} photographs are as large as the networks need ({largest} pixels)."
+            f"Only {len(enough)} of {len(photos)} photographs are as large as the networks need "
+            f"({largest} pixels)."
         )
     return Album(_boxed(enough, data_root), networks, tuple(notes)) if enough else None
 
@@ -68,7 +72,7 @@ def without_album(wanted: PhotographsProfile | None) -> list[str]:
 
 
 def _boxed(photos: Sequence[Photo], data_root: Path | None) -> list[Photo]:
-    """Where a photograph has no box, the detector's, if its weights are at hand; else none: the network's own map is then asked."""
+    """Give the detector's boxes to photographs without one, if the detector's weights are found."""
     if (
         all(photo.boxes for photo in photos)
         or weights.find("ssdlite320_mobilenet_v3_large", data_root) is None
@@ -96,4 +100,4 @@ DISTINCT = tuple(
     name if CLASSES.index(name) == place else f"{name} ({place})"
     for place, name in enumerate(CLASSES)
 )
-"""ImageNet's class names; two of them stand for two classes each, of which the second gets its number."""
+"""ImageNet's class names. Two names stand for two classes each: the second gets its number."""

@@ -14,7 +14,7 @@ from demur.networks import CLASSES, class_number, imagenet_network
 from demur.threat import ThreatModel
 
 MORE_SURE = (0.0, 0.5, 1.0, 2.0, 4.0)
-"""By how much the target must win: rounding to 8 bits takes some of it away, and the stored picture is what counts."""
+"""By how much the target must win, tried in turn. Rounding to 8 bits takes some of it away."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,35 @@ def attack_photograph(
     steps: int = 1000,
     device: torch.device | None = None,
 ) -> PhotoAttack:
-    """Attack a photograph by normalized gradients towards a class (smoothing paper, sec. 2), and look at what a PNG file keeps of it.
+    """Attack a photograph by normalized gradients towards a class.
 
-    Args:
-        path: of the photograph, brought to the network's size: shorter side, then the middle.
-        network: a name of `networks.ARCHITECTURES`.
-        target: a class by number, WordNet id or name.
-        weights, data_root: as in `networks.imagenet_network`.
-        step_size, steps: Euclidean length of a step, and how many at most.
+    The smoothing paper describes the attack in section 2. The result is what a PNG file keeps.
 
-    Raises: DemurError for a photograph, a class or weights that are not there or do not fit, and where the target is the answer already.
+    Parameters
+    ----------
+    path : Path
+        The photograph. It is resized by its shorter side and cropped to the network's size.
+    network : str
+        A name of `networks.ARCHITECTURES`.
+    target : str or int
+        A class by number, WordNet id or name.
+    weights, data_root : Path, optional
+        As in `networks.imagenet_network`.
+    step_size : float, default 0.1
+        Euclidean length of a step.
+    steps : int, default 1000
+        Largest number of steps.
+    device : torch.device, optional
+
+    Returns
+    -------
+    PhotoAttack
+
+    Raises
+    ------
+    DemurError
+        For a photograph, a class or weights that are missing or do not fit, and where the network
+        already answers with the target.
     """
     wanted, module = class_number(target), imagenet_network(network, weights, data_root)
     photo = read_photo(path)
