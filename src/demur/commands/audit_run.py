@@ -77,15 +77,21 @@ class AuditRun:
     def _costs(self, steps: Sequence[Step]) -> list[float]:
         """Estimate the seconds of each step for one image."""
         shake = self.subject.handshake
-        rates = Rates(shake.images_per_second, shake.gradients_per_second, self._broken(steps))
+        rates = self._probe(steps, Rates(shake.images_per_second, shake.gradients_per_second, {}))
         return [seconds_of(step, rates) for step in steps]
 
-    def _broken(self, steps: Sequence[Step]) -> dict[str, float]:
-        """Attack a few images shortly at each threat, to learn what share of them breaks soon."""
+    def _probe(self, steps: Sequence[Step], rates: Rates) -> Rates:
+        """Attack a few images shortly at each threat.
+
+        This gives the share of images that break soon, after how many gradients they break, and the
+        speed of an attack's gradients: in the precision of attacks, which may be faster than that
+        of the handshake.
+        """
         subject = self.subject
-        found: dict[str, float] = {}
         if not subject.gradients:
-            return found
+            return rates
+        broken: dict[str, float] = {}
+        soon: dict[str, float] = {}
         index = torch.arange(min(PROBED, len(subject.sample_labels)))
         images = subject.sample[index]
         labels = subject.sample_labels[index]
@@ -94,13 +100,20 @@ class AuditRun:
             for step in steps
             if step.node.threat is not None and step.node.threat.eps is not None
         }
+        gradients = seconds = 0.0
         with job("estimate", len(asked)) as progress:
             for name, threat in asked.items():
                 size = subject.handshake.batch_size
+                begin = time.perf_counter()
                 result = PGD(steps=5)(subject.classifier, images, labels, threat, batch_size=size)
-                found[name] = float(result.success.float().mean())
+                gradients += float(result.backwards.sum())
+                seconds += time.perf_counter() - begin
+                broken[name] = float(result.success.float().mean())
+                if result.success.any():
+                    soon[name] = float(result.backwards[result.success].float().mean())
                 progress.advance(1, f"estimate: {name}")
-        return found
+        speed = gradients / seconds if gradients else rates.gradients
+        return Rates(rates.forwards, speed, broken, soon)
 
 
 def _time(seconds: float) -> str:

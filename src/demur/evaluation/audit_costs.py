@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from demur.attacks import (
@@ -36,11 +36,14 @@ class Rates:
         model that gives only scores.
     broken : mapping of str to float
         For each threat, as text, the share of images that a short attack breaks.
+    soon : mapping of str to float
+        For each threat, how many gradients these images took on average.
     """
 
     forwards: float
     gradients: float
     broken: Mapping[str, float]
+    soon: Mapping[str, float] = field(default_factory=dict)
 
 
 SCORED: Final = 4
@@ -48,7 +51,7 @@ SCORED: Final = 4
 GIVEN_UP: Final = 0.5
 """The share of the steps toward targets that is left where hopeless ones are given up."""
 SOON: Final = 5
-"""Gradients after which an image that breaks is broken, on average."""
+"""Gradients after which an image that breaks is broken, on average, where nothing is measured."""
 
 
 def seconds_of(step: Step, rates: Rates) -> float:
@@ -72,7 +75,8 @@ def seconds_of(step: Step, rates: Rates) -> float:
         forwards *= min(1.0, met)
     gradient = 1 / rates.gradients if rates.gradients else 0.0
     long = forwards / rates.forwards + gradients * gradient
-    short = min(SOON, gradients) * gradient + min(SOON, forwards) / rates.forwards
+    soon = rates.soon.get(str(threat), SOON)
+    short = min(soon, gradients) * gradient + min(soon, forwards) / rates.forwards
     return left * long + broken * min(long, short) + SCORED / rates.forwards
 
 

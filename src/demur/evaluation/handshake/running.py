@@ -141,6 +141,7 @@ def fitting_batch_size(run: Callable[[int], object], batch_size: int) -> int:
 def images_per_second(run: Callable[[], object], count: int, device: torch.device) -> float:
     """Measure how many images a second a pass over `count` images reaches."""
     passes = 0
+    run()  # The first pass allocates memory and chooses algorithms.
     _wait(device)
     start = time.perf_counter()
     while True:
