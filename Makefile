@@ -8,7 +8,7 @@ TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 FIRST = $(wildcard tests/test_[a-d]*.py)
 SECOND = $(wildcard tests/test_[e-z]*.py) src
 
-.PHONY: demo test test-all lint interoperability clean
+.PHONY: demo test test-all lint docs release-check interoperability clean
 
 demo: $(READY)
 	$(BIN)/demur demo
@@ -25,6 +25,13 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+release-check: $(READY)
+	$(BIN)/python -m demur.studies.release
 
 interoperability: $(READY)
 	$(BIN)/python -m pip install --quiet -e '.[peers]'

@@ -114,8 +114,22 @@ def test_the_same_request_again_computes_nothing_and_another_one_is_refused(
     monkeypatch.setattr("demur.evaluation.engines.Local.submit", never)
     again = demur.audit(network, images, ["linf:0.1", "l2:1"], out=found.folder, device="cpu")
     assert again.results.threats == found.results.threats
-    with pytest.raises(DemurError, match="holds a run with another configuration"):
+    monkeypatch.setattr("demur.commands.audit_subject.handshake", never)
+    with pytest.raises(DemurError, match=r"another configuration.*another threats"):
         demur.audit(network, images, ["linf:0.2"], out=found.folder, device="cpu")
+
+
+def test_the_users_module_keeps_its_modes(network, images):
+    """R3."""
+    network.train()
+    network[0].eval()
+    modes = [part.training for part in network.modules()]
+    try:
+        found = demur.benchmark(network, images, "linf:0.1", device="cpu", num_samples=4)
+        assert found.n == 4
+        assert [part.training for part in network.modules()] == modes
+    finally:
+        network.eval()
 
 
 def test_one_number(network, images):

@@ -24,20 +24,36 @@ def blocks(text, language):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_readmes_first_python_block_runs_by_itself_and_a_saved_classifier_comes_back(
-    tmp_path, monkeypatch
-):
+def test_the_readmes_example_runs_by_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[0]
+    code = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[-1]
     names = {}
     exec(code, names)
-    images, labels = names["images"], names["labels"]
-    assert float((names["clf"].predict(images) == labels).float().mean()) > 0.8
-    assert float((names["defended"].predict(images) == labels).float().mean()) > 0.8
-    # The memory is laid out otherwise after training, so sums may round otherwise.
-    torch.testing.assert_close(
-        names["again"].scores(images), names["defended"].scores(images), rtol=1e-3, atol=1e-3
-    )
+    predicted = names["model"].predict(names["images"])
+    assert float((predicted == names["labels"]).float().mean()) > 0.8
+    assert names["audit"].threat("linf:0.1").n == 50
+
+
+def test_the_readme_is_short():
+    """A newcomer reads it whole."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", ["index", "concepts", "defenses"])
+def test_the_examples_of_a_page_run_as_written(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "example"}
+    for code in blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), "python"):
+        exec(code, names)
+    for made in ("clf", "defended"):
+        if page == "index":
+            predicted = names[made].predict(names["images"])
+            assert float((predicted == names["labels"]).float().mean()) > 0.8
+    if page == "defenses":
+        found = names["outcomes"](names["defended"], names["rest"].to_float(), names["rest"].labels)
+        assert float((found == 0).float().mean()) > 0.7
+        names["defended"].save(tmp_path / "saved")
+        assert names["load_model"](tmp_path / "saved").rejects
 
 
 def test_the_example_of_neural_rejection_runs_as_written(tmp_path, monkeypatch):

@@ -738,6 +738,8 @@ SUSPICIOUS = [
     ("round", lambda x: x.mul(4).round_()),
     ("ceil", lambda x: x.ceil()),
     ("floor", without_gradient),
+    ("no_grad", without_gradient),
+    ("detach", lambda x: x * x.detach()),
     ("gt", lambda x: x * (x > 0.5)),
     ("le", lambda x: torch.where(x <= 0.5, x, 0.0)),
     ("argmax", lambda x: x + x.argmax(3, keepdim=True)),
@@ -762,7 +764,7 @@ USEFUL = [
     lambda x: x * (torch.arange(8) > 3).float(),
     lambda x: x.masked_fill(x.new_zeros(x.shape) == 0, 0.5),
     lambda x: torch.where(torch.zeros_like(x) > 1, x, x + 1),
-    lambda x: x.sort(3).values + x.abs() + x.detach(),
+    lambda x: x.sort(3).values + x.abs(),
     lambda x: nn.functional.gelu(x).softmax(3),
 ]
 

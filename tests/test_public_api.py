@@ -299,7 +299,9 @@ def callers(name):
 
 def test_only_commands_change_malloc():
     assert callers("mallopt") == {"hardware.py"}
-    assert {Path(one).parent.name for one in callers("keep_buffers")} == {"cli"}
+    command_line = {one for one in callers("keep_buffers") if one.startswith("cli/")}
+    # A worker process of Ray runs tasks of demur alone.
+    assert command_line and callers("keep_buffers") - command_line == {"evaluation/engines.py"}
     assert callers("tuned") > {"classifier/base.py"}  # negative control
 
 

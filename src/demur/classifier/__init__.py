@@ -3,7 +3,7 @@
 from demur.classifier.base import Classifier, black_box, check_classifier, outcomes
 from demur.classifier.checks import check_counts, check_images, check_labels
 from demur.classifier.decisions import REJECT, Outcome, decide, outcomes_of
-from demur.classifier.modes import device_of, evaluating
+from demur.classifier.modes import device_of, evaluating, modes_kept
 from demur.classifier.preprocess import Preprocess
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "decide",
     "device_of",
     "evaluating",
+    "modes_kept",
     "outcomes",
     "outcomes_of",
 ]

@@ -40,6 +40,20 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             _set_modes(_left(parts))
 
 
+@contextmanager
+def modes_kept(*given: object) -> Iterator[None]:
+    """After the block, every part of each module has the mode that it had before. Other objects
+    are left alone.
+    """
+    modules = [one for one in given if isinstance(one, nn.Module)]
+    modes = [(part, getattr(part, "training", False)) for one in modules for part in one.modules()]
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _set_modes(modes)
+
+
 def _left(parts: list[nn.Module]) -> list[tuple[nn.Module, bool]]:
     """Take one caller off each part, and give the mode that each part has from now on.
 

@@ -1,5 +1,8 @@
 """The parser and the consoles. The other files of this folder add commands to the parser."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 from rich.console import Console
 
@@ -18,6 +21,19 @@ out_console = Console()
 log_console = Console(stderr=True)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        out_console.print(f"demur {version('demur')}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
     """demur: image classifiers that may decline to answer, measured under attack."""

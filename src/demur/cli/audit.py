@@ -105,7 +105,11 @@ def audit(
     ] = None,
     expect_accuracy: Annotated[
         str | None,
-        typer.Option("--expect-accuracy", metavar="A+-D", help="Fail if accuracy differs."),
+        typer.Option(
+            "--expect-accuracy",
+            metavar="A+-D",
+            help="Shares, as 0.76+-0.02. Fail if accuracy differs.",
+        ),
     ] = None,
     max_minutes: Annotated[
         float | None, typer.Option("--max-minutes", metavar="M", help="Leave parts out to fit.")

@@ -10,6 +10,7 @@ from typing import Any, Final
 import polars as pl
 from torch import Tensor, nn
 
+from demur.classifier import modes_kept
 from demur.commands import audit_subject, audit_writing
 from demur.commands.audit_run import AuditRun
 from demur.commands.run import STORE, describe_device
@@ -20,7 +21,7 @@ from demur.evaluation.audit_plan import (
 )
 from demur.evaluation.audit_results import AuditResults, ThreatRow, read
 from demur.evaluation.engines import Engine, Local, Ray
-from demur.evaluation.folder import claimed
+from demur.evaluation.folder import claimed, refuse_other
 from demur.evaluation.keys import Environment
 from demur.evaluation.store import Store
 from demur.hardware import pick_device
@@ -190,46 +191,54 @@ def audit(
     if baseline is not None:
         read(baseline)  # a wrong folder is said before anything is computed
     place = pick_device(device)
-    subject = audit_subject.prepare(
-        model,
-        data,
-        base_model=base_model,
-        num_samples=num_samples,
-        seed=seed,
-        batch_size=batch_size,
-        device=str(place.type),
-        reject=audit_subject.Rejection(reject_score, reject_threshold, false_rejection_rate),
-        expect_accuracy=expect_accuracy,
-        model_options=dict(model_options or {}),
-        data_options=dict(data_options or {}),
-    )
-    temporary = None if out else TemporaryDirectory(prefix="demur-audit-")
-    folder = Path(out) if out else Path(str(temporary and temporary.name))
-    identity = {
+    request: dict[str, Any] = {
         "command": "audit",
-        "model": subject.fingerprint,
-        "data": subject.images.fingerprint,
         "threats": [str(one) for one in wanted],
         "profile": profile,
         "seed": seed,
-        "base": subject.base_fingerprint,
     }
-    with claimed(folder, identity):
-        environment = Environment.here(place.type)
-        worker: Engine = Ray(environment, address) if engine == "ray" else Local()
-        kept = Store(store or Path(os.environ.get(STORE) or folder / "store"))
-        run = AuditRun(subject, wanted, chosen, seed, max_minutes)
-        outputs, seconds = run.execute(kept, worker, environment, reuse_stale)
-        about = audit_writing.About(
-            profile=profile,
+    if out:
+        refuse_other(Path(out), request)
+    with modes_kept(model, base_model):
+        subject = audit_subject.prepare(
+            model,
+            data,
+            base_model=base_model,
+            num_samples=num_samples,
             seed=seed,
-            command=command,
-            device=describe_device(place),
-            estimate=run.estimate,
-            seconds=seconds,
-            baseline=None if baseline is None else Path(baseline),
+            batch_size=batch_size,
+            device=str(place.type),
+            reject=audit_subject.Rejection(reject_score, reject_threshold, false_rejection_rate),
+            expect_accuracy=expect_accuracy,
+            model_options=dict(model_options or {}),
+            data_options=dict(data_options or {}),
         )
-        results, records = audit_writing.write(subject, run.steps, run.left, outputs, about, folder)
+        temporary = None if out else TemporaryDirectory(prefix="demur-audit-")
+        folder = Path(out) if out else Path(str(temporary and temporary.name))
+        identity = {
+            **request,
+            "model": subject.fingerprint,
+            "data": subject.images.fingerprint,
+            "base": subject.base_fingerprint,
+        }
+        with claimed(folder, identity):
+            environment = Environment.here(place.type)
+            worker: Engine = Ray(environment, address) if engine == "ray" else Local()
+            kept = Store(store or Path(os.environ.get(STORE) or folder / "store"))
+            run = AuditRun(subject, wanted, chosen, seed, max_minutes)
+            outputs, seconds = run.execute(kept, worker, environment, reuse_stale)
+            about = audit_writing.About(
+                profile=profile,
+                seed=seed,
+                command=command,
+                device=describe_device(place),
+                estimate=run.estimate,
+                seconds=seconds,
+                baseline=None if baseline is None else Path(baseline),
+            )
+            results, records = audit_writing.write(
+                subject, run.steps, run.left, outputs, about, folder
+            )
     return AuditResult(results, records, folder, temporary)
 
 

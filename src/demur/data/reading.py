@@ -15,7 +15,14 @@ from demur.data.image_files import ImageFiles, ResizedImages
 from demur.data.image_source import ImageSource
 from demur.data.images import ImageSet
 from demur.data.label_map import MatchedClasses, Names, match_classes, read_label_map
-from demur.data.listing import TRAINING, Listing, check_split, list_folder, list_manifest
+from demur.data.listing import (
+    TRAINING,
+    VALIDATION,
+    Listing,
+    check_split,
+    list_folder,
+    list_manifest,
+)
 from demur.data.messages import printable
 from demur.data.sources import expect_path, load
 from demur.data.threads import in_threads
@@ -138,6 +145,8 @@ def _from_memory(
     note = ""
     try:
         images = read("train" if split in TRAINING else "test")
+        if split in VALIDATION:
+            note = f"{printable(images.name)} has no {split} split: its test images are used."
     except NoSplitError:
         images = read("train")
         note = f"{printable(images.name)} has no {split} split: all of its images are used."

@@ -213,9 +213,8 @@ def _counted(name: str, count: int, n: int, limit: float, text: str) -> CheckRow
     low, _ = clopper_pearson(count, n, ONE_SIDED)
     state: State = "flagged" if low > limit else "passed"
     power = _power(n, limit)
-    return CheckRow(
-        name, count / n, limit, state, f"{count} of {n} {text}. Seen from {power} images on."
-    )
+    said = f"{count} of {n} {text}. The check would flag {power} such images or more."
+    return CheckRow(name, count / n, limit, state, said)
 
 
 def _power(n: int, limit: float) -> int:

@@ -57,6 +57,28 @@ def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
         lock.release()
 
 
+def refuse_other(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a folder whose run differs, before the whole identity of this run is known.
+
+    Parameters
+    ----------
+    folder : Path
+    identity : mapping
+        The parts of the identity that are known already.
+
+    Raises
+    ------
+    DemurError
+        If the folder holds a run that differs in one of these parts.
+    """
+    try:
+        there = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        known = {**there, **json.loads(canonical_json(identity))}
+    except (OSError, ValueError, TypeError):
+        return  # `claimed` says what is wrong
+    _check(folder, canonical_json(known))
+
+
 def _check(folder: Path, text: str) -> None:
     """Refuse a folder that holds something else."""
     mark = folder / MARK

@@ -214,7 +214,9 @@ def _read(source: str | Path, request: ModelRequest) -> Found:
     path = user_path(text)
     named = isinstance(source, str) and re.fullmatch(r"[A-Za-z][\w+.-]+", prefix)
     if colon and named and not path.exists():
-        raise unknown("source of models", printable(prefix, 40), _known())
+        said = printable(prefix, 40)
+        near = unknown("source of models", f"{said}:", [f"{name}:" for name in READERS])
+        raise DemurError(f"{near} A file of weights and a folder that demur saved are read too.")
     return _of_path(path, request)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,13 +19,15 @@ COMPARISONS: Final = ("gt", "ge", "lt", "le", "eq", "ne")
 OTHERS: Final = ("threshold", "floor_divide", "one_hot")
 
 SUSPICIOUS: Final = frozenset((*STEPS, *CHOICES, *COMPARISONS, *OTHERS))
-"""Names of torch's operations. Rectifiers, clamps, pooling and sorting have useful gradients."""
+"""Names of torch's operations. Rectifiers, clamps, pooling and sorting have useful gradients. What
+is computed of the images inside `torch.no_grad()` counts as the operation "no_grad".
+"""
 
 CALLERS: Final = frozenset(
     f"torch.{name}"
     for name in (
         *("_compile", "_dynamo.eval_frame", "_ops", "_tensor", "functional", "nn.functional"),
-        "utils._python_dispatch",
+        *("overrides", "utils._python_dispatch"),
     )
 )
 """Modules between an operation and the code that calls it."""
@@ -63,7 +66,7 @@ def suspicious_operations(classifier: Classifier, images: Tensor) -> tuple[str, 
     """
     given = images.detach().clone().requires_grad_()
     recorder = _Recorder(given)
-    with torch.enable_grad(), recorder:
+    with torch.enable_grad(), recorder, _Detachments(recorder):
         scores = classifier(given)
     found = recorder.found | set(_custom_gradients(scores))
     return tuple(sorted(found))
@@ -92,13 +95,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         options = dict(kwargs or {})
         given = [one for one in tree_leaves((args, options)) if isinstance(one, Tensor)]
-        depends = any(map(self._depends, given))
+        depends = any(map(self.depends, given))
         result = func(*args, **options)
         name = str(func.name()).partition("::")[2].partition(".")[0]
         if depends and not SHAPE_ALONE.fullmatch(name):
-            said = _said(func, name, given, options, result)
-            if said is not None and not _called_by_demur():
-                self.found.add(said)
+            said = [_said(func, name, given, options, result)]
+            said.append(None if torch.is_grad_enabled() else "no_grad")
+            if any(said) and not _called_by_demur():
+                self.found.update(filter(None, said))
             for one in tree_leaves(result):
                 if isinstance(one, Tensor):
                     self._keep(one)
@@ -110,8 +114,37 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.kept.append(tensor)
             self.places.add(place)
 
-    def _depends(self, tensor: Tensor) -> bool:
+    def depends(self, tensor: Tensor) -> bool:
+        """Say whether a tensor was computed from the images."""
         return _place(tensor) in self.places
+
+
+class _Detachments(TorchFunctionMode):  # type: ignore[no-untyped-call]
+    """Records where code in Python detaches what depends on the images. Torch detaches tensors for
+    its own purposes, too, so that the operation itself says nothing.
+    """
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recorder = recorder
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        detaches = getattr(func, "__name__", "") in ("detach", "detach_")
+        if (
+            detaches
+            and args
+            and self.recorder.depends(args[0])
+            and args[0].requires_grad
+            and not _called_by_demur()
+        ):
+            self.recorder.found.add("detach")
+        return func(*args, **(kwargs or {}))
 
 
 def _called_by_demur() -> bool:
