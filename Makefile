@@ -31,7 +31,7 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 release-check: $(READY)
-	$(BIN)/python -m demur.studies.release
+	$(BIN)/python results/check.py
 
 interoperability: $(READY)
 	$(BIN)/python -m pip install --quiet -e '.[peers]'

@@ -1,5 +1,6 @@
 """What the documents say to type works as written."""
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import get_args
@@ -34,16 +35,29 @@ def test_the_readmes_example_runs_by_itself(tmp_path, monkeypatch):
     assert names["audit"].threat("linf:0.1").n == 50
 
 
+def test_pages_of_studies_say_where_their_figures_are_of_another_state_of_the_code():
+    spec = importlib.util.spec_from_file_location("check", ROOT / "results" / "check.py")
+    check = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check)
+    old = set(check.stale())
+    pages = {path.parent.name.removesuffix("-desk") for path in ROOT.glob("results/*/results.json")}
+    assert {page for page in pages if check.marked(page)} == old
+
+
 def test_the_readme_is_short():
     """A newcomer reads it whole."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
-@pytest.mark.parametrize("page", ["index", "concepts", "defenses"])
+@pytest.mark.parametrize("page", ["index", "concepts", "defenses", "attacks", "evaluation"])
 def test_the_examples_of_a_page_run_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "example"}
     for code in blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), "python"):
+        if "records.parquet" in code:  # the file of a run that the page names
+            folder = tmp_path / "runs" / "comparison-demo"
+            folder.mkdir(parents=True)
+            names["outputs"].records().write_parquet(folder / "records.parquet")
         exec(code, names)
     for made in ("clf", "defended"):
         if page == "index":

@@ -12,6 +12,7 @@ import torch
 
 from demur.errors import DemurError, unknown
 from demur.evaluation.checks import check
+from demur.evaluation.code import code_fingerprint
 from demur.evaluation.engines import Engine, Local, Ray
 from demur.evaluation.folder import claimed
 from demur.evaluation.keys import Environment, versions
@@ -139,6 +140,7 @@ def run(
             write(_experiment(header, module, settings, material, chosen.type, folder), folder)
         return folder
     planned = module.plan(settings, data_root, seed)
+    header = replace(header, code=code_of(study))
     with claimed(folder, {**identity, "data": planned.data.fingerprint}):
         environment = Environment.here(chosen.type)
         place = Store(store or Path(os.environ.get(STORE) or folder.parent / "demur-store"))
@@ -155,6 +157,11 @@ def run(
             outputs = compute(planned.nodes)
         write(_from_records(header, planned, outputs, folder), folder)
     return folder
+
+
+def code_of(study: str) -> str:
+    """Give the fingerprint of the code that the figures of a study depend on."""
+    return code_fingerprint([STUDIES[study].plan])
 
 
 def _from_records(header: Results, study: Study, outputs: Outputs, folder: Path) -> Results:

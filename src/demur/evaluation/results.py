@@ -155,6 +155,8 @@ class Results:
     summary: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    code: str = ""
+    """Fingerprint of the code of the study. Version 1 had none."""
     device: str = ""
     device_asked: str = "auto"
     curves: list[Curve] = field(default_factory=list)
