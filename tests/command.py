@@ -44,11 +44,11 @@ def check_interruption(experiment, profile, root, uninterrupted, out, monkeypatc
     """
     whole, count = getattr(module, cell), [0]
 
-    def interrupt(*given):
+    def interrupt(*given, **named):
         count[0] += 1
         if count[0] == 3:
             raise KeyboardInterrupt
-        return whole(*given)
+        return whole(*given, **named)
 
     monkeypatch.setattr(module, cell, interrupt)
     with pytest.raises(KeyboardInterrupt):

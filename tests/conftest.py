@@ -16,7 +16,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "demur"))
 
 
 STUDIES = {"test_experiment", "test_localized_experiment", "test_rejection_experiment"}
-STUDIES |= {"test_smoothing_experiment"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -83,10 +83,16 @@ def test_sound_attacks_are_not_flagged():
             rows("defence-aware", "PGD(steps=40)", ["correct", "correct", "wrong"], eps=0.3),
             "succeeds on 3 images at eps 0.2 and on 1 of them at 0.3",
         ),
+        (
+            "another attack beats the ensemble",
+            rows("defence-aware", "DDN()", ["wrong"] * 3),
+            "other attacks break 1 images that the ensemble does not break",
+        ),
     ],
 )
 def test_each_fault_is_flagged_once_by_its_check(name, part, said):
-    parts = [*SOUND, part]
+    # The ensemble misses what the other attacks of these cases find.
+    parts = [*SOUND, part] if "ensemble" in name else [*SOUND[:-1], part]
     if name == "defence-unaware beats defence-aware":
         parts = [SOUND[0], SOUND[1], SOUND[2], part]
     found = findings(*parts)

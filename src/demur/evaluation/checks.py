@@ -50,7 +50,14 @@ def check(records: pl.DataFrame) -> list[Finding]:
     list of Finding
         Empty if nothing was found.
     """
-    checks = (blind, unaware_beats_aware, noise_beats_attack, single_step_beats_iterative, falling)
+    checks = (
+        blind,
+        unaware_beats_aware,
+        noise_beats_attack,
+        single_step_beats_iterative,
+        falling,
+        other_beats_ensemble,
+    )
     return [finding for one in checks for finding in one(records)]
 
 
@@ -144,6 +151,22 @@ def falling(records: pl.DataFrame) -> Iterator[Finding]:
                     f"{name[2]} succeeds on {before} images at eps {smaller:g} and on {after} of "
                     f"them at {larger:g}.",
                 )
+
+
+def other_beats_ensemble(records: pl.DataFrame) -> Iterator[Finding]:
+    """Find images that another attack within the same limits breaks, and the ensemble does not."""
+    limits = ["model", "norm", "eps", "mask"]
+    attacked = records.filter(pl.col("attack").is_not_null())
+    for threat, rows in attacked.group_by(limits, maintain_order=True):
+        ensemble = pl.col("attacker") == "strongest"
+        count = _broken_only_by(rows.filter(~ensemble), rows.filter(ensemble))
+        if count:
+            yield Finding(
+                "another attack beats the ensemble",
+                str(threat[0]),
+                f"within {_written(threat)}, other attacks break {count} images that the ensemble "
+                "does not break. They count as broken in the worst case.",
+            )
 
 
 def _by_threat(records: pl.DataFrame) -> Iterator[tuple[tuple[object, ...], pl.DataFrame]]:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
+import torch
 from torch import Tensor
 
 from demur.evaluation.keys import Keys
 from demur.evaluation.on_images import Evaluate, OnImages
 from demur.evaluation.store import NodeResult
 from demur.files import replacing
-from demur.goals import Evade
+from demur.goals import Evade, Target
 
 OUTCOMES: Final = ("correct", "rejected", "wrong")
 """In the order of `demur.Outcome`, from the best to the worst."""
@@ -121,6 +122,11 @@ def frame(node: OnImages, results: Iterable[NodeResult], keys: Keys) -> pl.DataF
         }
         if node.threat is not None and isinstance(node.threat.eps, Tensor):
             columns["eps"] = node.threat.eps[rows].tolist()
+        if node.threat is not None and isinstance(node.threat.goal, Target):
+            # Each image may have a target of its own.
+            goal = node.threat.goal
+            each = range(rows.start, rows.stop)
+            columns["goal"] = [_goal(goal.select(torch.tensor(row))) for row in each]
         if "by" in result.tensors:
             members = [name or None for name in result.values["by"]]
             columns["by"] = [members[place] for place in result.tensors["by"].tolist()]
@@ -128,9 +134,9 @@ def frame(node: OnImages, results: Iterable[NodeResult], keys: Keys) -> pl.DataF
             if name in result.tensors:
                 columns[name] = _values(name, result.tensors[name].tolist())
         parts.append(pl.DataFrame(columns, schema_overrides=_only(columns)))
+    given = {name for part in parts for name in part.columns}
     constants = _constants(node, keys)
-    missing = set(SCHEMA) - set(constants) - {name for part in parts for name in part.columns}
-    literals = {**constants, **dict.fromkeys(missing)}
+    literals = {name: constants.get(name) for name in SCHEMA if name not in given}
     columns_of = [pl.lit(value, dtype=SCHEMA[name]).alias(name) for name, value in literals.items()]
     return pl.concat(parts).with_columns(columns_of).select(list(SCHEMA))
 

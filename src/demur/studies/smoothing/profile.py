@@ -1,13 +1,18 @@
-"""The scale of the smoothing experiment: what a profile's TOML file may say."""
+"""The scale of the smoothing study: what a profile's TOML file may contain."""
 
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from demur.studies.fields import INCREASING, Names, PhotographsProfile, StrongestProfile
+from demur.studies.fields import (
+    INCREASING,
+    Count,
+    Names,
+    PhotographsProfile,
+    Strict,
+    StrongestProfile,
+)
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
-_Count = Field(ge=1)
 _Linf = Field(gt=0, le=1, allow_inf_nan=False)
 
 
@@ -21,28 +26,26 @@ _Sigmas = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ..
 _Sizes = Annotated[tuple[Annotated[int, Field(ge=3), AfterValidator(_odd)], ...], INCREASING]
 
 
-class SetProfile(BaseModel):
+class SetProfile(Strict):
     """Networks of one data set, each behind another filter."""
 
-    model_config = _STRICT
     name: str = Field(min_length=1)
     data: Names = Field(min_length=1)
     train_images: int | None = Field(None, ge=1)
-    epochs: int = _Count
+    epochs: Count
     batch_size: int = Field(64, ge=2)
     gaussian: _Sigmas = (0.5, 1.0, 1.5, 2.0)
     median: _Sizes = (3, 5)
     eps: float = _Linf
 
 
-class AttackProfile(BaseModel):
+class AttackProfile(Strict):
     """The paper's targeted attack, and the attackers at a fixed eps."""
 
-    model_config = _STRICT
-    images: int = _Count
+    images: Count
     step_size: float = Field(0.1, gt=0, allow_inf_nan=False)
     targeted_steps: int = Field(1000, ge=1)
-    steps: int = _Count
+    steps: Count
 
 
 class TargetedPhotographs(PhotographsProfile):
@@ -52,27 +55,25 @@ class TargetedPhotographs(PhotographsProfile):
     steps: int = Field(1000, ge=1)
 
 
-class TuningProfile(BaseModel):
-    """Transfer learning: a network for ImageNet, tuned to a small data set with and without the filter in front."""
+class TuningProfile(Strict):
+    """Transfer learning: a network for ImageNet, tuned with and without a filter."""
 
-    model_config = _STRICT
     data: Names = Field(min_length=1)
     network: str = Field(min_length=1)
     size: int = Field(ge=32)
     sigma: float = Field(1.5, gt=0, allow_inf_nan=False)
     train_images: int | None = Field(None, ge=1)
-    epochs: int = _Count
+    epochs: Count
     batch_size: int = Field(32, ge=2)
     learning_rate: float = Field(0.01, gt=0, allow_inf_nan=False)
-    images: int = _Count
+    images: Count
     eps: float = _Linf
-    steps: int = _Count
+    steps: Count
 
 
-class Profile(BaseModel):
-    """The scale of the experiment."""
+class Profile(Strict):
+    """The scale of the study."""
 
-    model_config = _STRICT
     sets: tuple[SetProfile, ...] = Field(min_length=1)
     attack: AttackProfile
     strongest: StrongestProfile
