@@ -30,7 +30,6 @@ from demur.evaluation.results import (
 )
 from demur.evaluation.store import Store
 from demur.experiments import (
-    background_class,
     localized_training,
     neural_rejection,
     smoothing,
@@ -38,7 +37,7 @@ from demur.experiments import (
 from demur.experiments.cells import Run
 from demur.hardware import pick_device
 from demur.progress import job, message
-from demur.studies import comparison
+from demur.studies import background_class, comparison
 from demur.studies.study import Study
 
 STUDIES: dict[str, ModuleType] = {

@@ -29,6 +29,16 @@ Shares = Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], INCREASING]
 """Shares below 1 that increase."""
 
 
+Count = Annotated[int, Field(ge=1)]
+"""A number of things, at least one."""
+
+
+class Strict(BaseModel):
+    """A part of a profile without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 class StrongestProfile(BaseModel):
     """The size of the strongest ensemble, and the number of images that it attacks."""
 

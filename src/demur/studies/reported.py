@@ -97,3 +97,12 @@ def beside(table: Table, reported: Iterable[Reported], *, missing: bool = False)
             for one in figures.values()
         ]
     return replace(table, rows=rows)
+
+
+def read_texts(study: str) -> dict[str, str]:
+    """Read `texts.csv` of a study's folder: notes and sentences of a report, by name.
+
+    `str.format` fills in the figures.
+    """
+    text = (files("demur.studies") / study / "texts.csv").read_text(encoding="utf-8")
+    return {row["name"]: row["text"] for row in csv.DictReader(text.splitlines())}
