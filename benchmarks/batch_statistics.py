@@ -1,29 +1,33 @@
 """Effect of the batch statistics on the clean figures of the background-class models.
 
-    python benchmarks/batch_statistics.py [--profile desk] [--data-root DIR] [--out RUN_DIR]
+    python benchmarks/batch_statistics.py [--profile desk] [--data-root DIR] [--store DIR]
 
 Averaged batch statistics lag behind the weights, which Adadelta moves fast. For each split, this
-script takes the model with the background class from the run in RUN_DIR, or trains it there. It
+script takes the model with the background class from the store of a run, or trains it. It
 measures the model with the statistics kept in training, and with new statistics from 150 training
 batches; the weights stay the same. Prints a table in Markdown.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from demur import outcomes
+from demur import outcomes, seeds
 from demur.data import to_float
 from demur.evaluation import Store
+from demur.evaluation.engines import Local
+from demur.evaluation.keys import Environment
+from demur.evaluation.nodes import Train
+from demur.evaluation.plan import execute
 from demur.evaluation.profiles import load_profile
-from demur.experiments import background_class
-from demur.experiments.background_class import Profile, cells, prepare
-from demur.experiments.cells import Run
 from demur.hardware import keep_buffers, pick_device
 from demur.metrics import Rates, rates
-from demur.progress import job
+from demur.studies import background_class
+from demur.studies.background_class.material import gather
+from demur.studies.background_class.recipes import Split, Training
 
 BATCHES = 150
 
@@ -58,22 +62,30 @@ def main() -> None:
     )
     parser.add_argument("--profile", default="desk")
     parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("runs/background-class-desk"))
+    parser.add_argument("--store", type=Path, default=Path("runs/demur-store"))
     options = parser.parse_args()
     keep_buffers()
-    profile: Profile = load_profile(background_class, options.profile)
-    material = prepare(profile, options.data_root, seed=0)
+    profile: background_class.Profile = load_profile(background_class, options.profile)
+    material = gather(profile, options.data_root, 0)
+    kept = tuple(profile.background)
+    any_split = Split(material.keys, kept, profile.held_out, 0, profile.background_share)
+    numbers = range(profile.splits)
+    splits = [replace(any_split, seed=seeds.derive(0, "split", number)) for number in numbers]
+    models = [
+        Train(Training(profile.epochs, profile.batch_size, split), material.images, split.seed)
+        for split in splits
+    ]
+    device = pick_device()
+    outputs = execute(models, Store(options.store), Local(), Environment.here(device.type))
     print("| split | batch statistics | correct % | wrong % | rejected % |\n|---|---|---|---|---|")
-    with job("", 0) as silent:
-        run = Run(Store(options.out / "cells"), pick_device().type, 0, silent)
-        for number in range(profile.splits):
-            fold = cells.split(profile, material, tuple(profile.background), run.seed, number)
-            model = cells.train(profile, fold, True, run)
-            print(line(number, "kept in training", rates(model.clean)))
-            together = torch.cat([fold.train.images, fold.background])
-            renew_statistics(model.classifier.module, together, profile.batch_size)
-            found = outcomes(model.classifier, fold.test.to_float(), fold.test.labels)
-            print(line(number, "taken anew", rates(found)))
+    for number, (split, node) in enumerate(zip(splits, models, strict=True)):
+        model = outputs.model(node).to(device)
+        train, test, background, _ = split.parts(material.images)
+        found = rates(outcomes(model, test.to_float(), test.labels))
+        print(line(number, "kept in training", found))
+        together = torch.cat([train.images, background])
+        renew_statistics(model.module, together, profile.batch_size)
+        print(line(number, "taken anew", rates(outcomes(model, test.to_float(), test.labels))))
 
 
 if __name__ == "__main__":

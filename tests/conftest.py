@@ -15,7 +15,7 @@ settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "demur"))
 
 
-STUDIES = {"test_experiment", "test_localized_experiment", "test_rejection_experiment"}
+STUDIES = {"test_background_class_study", "test_localized_experiment", "test_rejection_experiment"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

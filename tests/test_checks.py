@@ -51,6 +51,11 @@ SOUND = [
 ]
 
 
+def test_one_step_is_compared_with_many_steps_on_the_same_images():
+    elsewhere = rows("defence-aware", "FGSM()", ["wrong"] * 3, split="others")
+    assert findings(*SOUND, elsewhere) == []
+
+
 def test_sound_attacks_are_not_flagged():
     assert findings(*SOUND) == []
 

@@ -10,12 +10,9 @@ import torch
 from pydantic import BaseModel
 
 from demur import data
-from demur.commands.run import STUDIES
 from demur.evaluation.profiles import load_profile
 from demur.experiments import localized_training, neural_rejection
-from demur.experiments.background_class import experiment
-from demur.experiments.background_class.profile import Profile
-from demur.studies import comparison, smoothing
+from demur.studies import background_class, comparison, smoothing
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
@@ -108,7 +105,7 @@ def sections(model, name=""):
     [
         pytest.param(name, *one, id=f"{name} {one[0]}")
         for name, profile in {
-            "background-class": Profile,
+            "background-class": background_class.Profile,
             "localized-training": localized_training.Profile,
             "neural-rejection": neural_rejection.Profile,
             "smoothing": smoothing.Profile,
@@ -176,8 +173,8 @@ def test_the_example_of_a_profile_makes_its_images_and_is_ready_to_run(tmp_path,
     exec(code, {})
     (tmp_path / "own.toml").write_text(profile)
     assert "demur run background-class --profile own.toml" in PROFILES
-    material = experiment.prepare(load_profile(STUDIES["background-class"], "own.toml"), None, 0)
-    assert material.taken.startswith("Data: own + made backgrounds, ")
+    study = background_class.plan(load_profile(background_class, "own.toml"), None, 0)
+    assert study.taken.startswith("Data: own + made backgrounds, ")
     # The images of the embedded digits, in classes of the same names, and none lost on the way.
     assert (
         data.load("own").select_classes("0123456789").counts().tolist()

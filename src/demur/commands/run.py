@@ -31,14 +31,13 @@ from demur.evaluation.results import (
 )
 from demur.evaluation.store import Store
 from demur.experiments import (
-    background_class,
     localized_training,
     neural_rejection,
 )
 from demur.experiments.cells import Run
 from demur.hardware import pick_device
 from demur.progress import job, message
-from demur.studies import comparison, smoothing
+from demur.studies import background_class, comparison, smoothing
 from demur.studies.study import Study
 
 STUDIES: dict[str, ModuleType] = {

@@ -115,11 +115,12 @@ def noise_beats_attack(records: pl.DataFrame) -> Iterator[Finding]:
 
 
 def single_step_beats_iterative(records: pl.DataFrame) -> Iterator[Finding]:
-    """Find threats where one step breaks more images than many steps (R11)."""
+    """Find threats where one step breaks more of the same images than many steps (R11)."""
     for threat, rows in _by_threat(records):
         kind = pl.col("attack").str.extract(r"^(\w+)")
-        single = rows.filter(kind.is_in(SINGLE_STEP))
         iterative = rows.filter(kind.is_in(ITERATIVE))
+        single = rows.filter(kind.is_in(SINGLE_STEP)).join(iterative, on=list(PLACE), how="semi")
+        iterative = iterative.join(single, on=list(PLACE), how="semi")
         if single.is_empty() or iterative.is_empty():
             continue
         one = max(_wrong(part) or 0 for _, part in single.group_by("attack"))

@@ -1,14 +1,19 @@
 """Tables of shares: queries over records."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import polars as pl
 import torch
 
-from demur.evaluation.records import ATTACKERS, OUTCOMES, worst_case
-from demur.evaluation.results import Measurement, Table
+from demur.evaluation.records import ATTACKERS, OUTCOMES, SCHEMA, worst_case
+from demur.evaluation.results import Measurement, Series, Table
 from demur.evaluation.shares import ATTACKED_BY
-from demur.metrics import OutcomeShares, Share
+from demur.metrics import OutcomeShares, Share, spread
+
+Quantity = Callable[[pl.DataFrame, Measurement], Measurement]
+"""Fills in a figure of a table from the records that belong to it."""
 
 
 def by_attacker(records: pl.DataFrame) -> pl.DataFrame:
@@ -109,3 +114,99 @@ def measured_share(row: str, column: str, share: Share, group: str = "") -> Meas
         low=100 * share.low,
         high=100 * share.high,
     )
+
+
+def figures(
+    records: pl.DataFrame,
+    columns: Mapping[str, Quantity],
+    *,
+    row: str = "model",
+    group: str | None = None,
+) -> list[Measurement]:
+    """Make figures of a table: one for each row, and each of the columns.
+
+    Parameters
+    ----------
+    records : polars.DataFrame
+    columns : mapping of str to Quantity
+        See `share_of` and `mean_of`.
+    row, group : str
+        The columns of records that name a row of the table, and a group of rows.
+    """
+    by = [row] if group is None else [group, row]
+    return [
+        quantity(rows, Measurement(str(names[-1]), column, str(names[0]) if group else ""))
+        for names, rows in records.group_by(by, maintain_order=True)
+        for column, quantity in columns.items()
+    ]
+
+
+def share_of(*outcomes: str, among: pl.Expr | None = None, column: str = "outcome") -> Quantity:
+    """Measure the share of images with one of these outcomes, in %, with its interval.
+
+    Parameters
+    ----------
+    outcomes : str
+    among : polars.Expr, optional
+        Counts some records only.
+    column : str
+        "outcome" or "stored_outcome".
+    """
+
+    def quantity(records: pl.DataFrame, place: Measurement) -> Measurement:
+        chosen = records if among is None else records.filter(among)
+        if chosen.is_empty():
+            return replace(place, unit="%", note="no images")
+        one = pl.lit(outcomes[0], dtype=SCHEMA["outcome"])
+        merged = pl.when(pl.col(column).is_in(outcomes)).then(one).otherwise(column)
+        share = outcome_shares(chosen.with_columns(outcome=merged))[outcomes[0]]
+        return measured_share(place.row, place.column, share, place.group)
+
+    return quantity
+
+
+def mean_of(value: pl.Expr, unit: str = "", among: pl.Expr | None = None) -> Quantity:
+    """Measure a value of the records of each repetition: its mean and sd over the repetitions.
+
+    Parameters
+    ----------
+    value : polars.Expr
+        An aggregation, such as `pl.col("l2").median()`.
+    unit : str
+    among : polars.Expr, optional
+        Counts some records only.
+    """
+
+    def quantity(records: pl.DataFrame, place: Measurement) -> Measurement:
+        chosen = records if among is None else records.filter(among)
+        found = chosen.group_by("repeat", maintain_order=True).agg(value=value)["value"].to_list()
+        if not found:
+            return replace(place, unit=unit, note="none was found")
+        over = spread(found)
+        n = records["image"].n_unique()
+        return replace(place, unit=unit, measured=over.mean, sd=over.sd, splits=over.n, n=n)
+
+    return quantity
+
+
+def outcome_series(records: pl.DataFrame, name: pl.Expr, x: str) -> list[Series]:
+    """Make the series of a curve: the outcomes at each value of the column `x`, in their order.
+
+    `name` gives the name of the series that a record belongs to.
+    """
+    found = []
+    named = records.with_columns(series=name)
+    for (series,), rows in named.group_by("series", maintain_order=True):
+        points = [outcome_shares(part) for _, part in rows.group_by(x, maintain_order=True)]
+        shares = {outcome: [point[outcome].value for point in points] for outcome in OUTCOMES}
+        found.append(Series(str(series), **shares, n=points[0][OUTCOMES[0]].n))
+    return found
+
+
+def lookup(table: Table) -> dict[str, dict[str, dict[str, float]]]:
+    """Give the measured figures of a table by group, row and column; NaN where there is none."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for one in table.rows:
+        row = found.setdefault(one.group, {}).setdefault(one.row, {})
+        row[one.column] = math.nan if one.measured is None else one.measured
+    return found

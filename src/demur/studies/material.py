@@ -51,6 +51,27 @@ def load_entry(entry: str, root: Path | None) -> ImageSet:
     return replace(data.load(entry, root=root), name=entry)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """The data set that was taken of several."""
+
+    entry: str
+    images: ImageSet
+    where: str
+    """"" for a user's file or folder, "embedded", or a place under the data root."""
+    missing: str
+    """A clause on the sets that are named before it."""
+
+
+def load_first(entries: Sequence[str], root: Path | None) -> Loaded:
+    """Load the first of these data sets that is there."""
+    known = {status.name: status for status in data.list_datasets(root)}
+    entry = first_at_hand(entries, known)
+    images = load_entry(entry, root)
+    where = known[entry].where if entry in known else ""
+    return Loaded(entry, images, where or "", passed_over(entries, entry, root))
+
+
 class SetWanted(Protocol):
     """What a profile says of one of several data sets."""
 
@@ -110,9 +131,7 @@ def gather_part(
         train = train.sample(settings.train_images, seeds.derive(seed, "train"))
     if attacked > len(test):
         raise DemurError(f"attack.images is {attacked}, but {entry} has {len(test)} test images.")
-    height, width = test.images.shape[2:]
-    if height != width:
-        raise DemurError(f"the networks need square images; those of {entry} are {height}x{width}.")
+    check_square(test, entry)
     where = known[entry].where if entry in known else ""
     return Part(
         settings,
@@ -121,6 +140,13 @@ def gather_part(
         where not in ("", "embedded"),
         f"{counted(train)}{passed_over(settings.data, entry, data_root)}",
     )
+
+
+def check_square(images: ImageSet, name: str) -> None:
+    """Raise DemurError for images that are not square."""
+    _, height, width = images.image_shape
+    if height != width:
+        raise DemurError(f"the networks need square images; those of {name} are {height}x{width}.")
 
 
 def in_random_order(images: ImageSet, seed: int) -> ImageSet:

@@ -1,22 +1,25 @@
-"""The background-class experiment and the command line, end to end on the embedded digits."""
+"""The study of the background class and the command line, end to end on small images."""
 
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 
-from command import demur
+from command import check_refusal, demur
 from demur import DemurError, data
 from demur.attacks import FGSM
 from demur.classifier import REJECT, outcomes
@@ -26,11 +29,16 @@ from demur.data import synthetic_backgrounds
 from demur.defenses import BackgroundClass
 from demur.evaluation.pictures import mixed
 from demur.evaluation.profiles import load_profile
+from demur.evaluation.records import ATTACKERS
 from demur.evaluation.results import Measurement, read, read_gallery
-from demur.experiments.background_class import experiment
+from demur.evaluation.shares import ATTACKED_BY, FRONT
 from demur.metrics import rates
 from demur.networks import background_class_network
 from demur.progress import Silent, reporting
+from demur.studies.background_class import material, plan
+from demur.studies.background_class.material import gather
+from demur.studies.background_class.tables import LETTERS
+from demur.studies.reported import read_reported
 
 TINY = """
 data = ["digits"]
@@ -68,69 +76,174 @@ def without_times(folder: Path):
     return {**results, "cost": [{**cell, "seconds": 0} for cell in results["cost"]["cells"]]}
 
 
-def test_a_run_leaves_its_figures_beside_the_papers(folder):
-    results = read(folder)
-    assert results.summary[0].startswith("A toy") and "README" in results.summary[0]
-    assert not any(re.match(r"R\d", line) for line in results.warnings)
-    assert (
-        results.experiment == "background-class"
-        and results.seed == 0
-        and results.summary
-        and results.versions["demur"]
-    )
-    titles = [table.title for table in results.tables]
-    for name in ("Table I", "Table III", "Table V", "Table IV", "selection", "Trade-off"):
-        assert any(name in title for title in titles)
-    attacked = next(table for table in results.tables if table.title.startswith("Table V"))
+LETTERED = """
+data = ["{path}"]
+keys = "0123456789"
+background = "{letters}"
+background_share = 0.5
+splits = 2
+epochs = 2
+attacked = 30
+noise_draws = 2
+gallery = 16
+batch_size = 16
+selection = {{ per_class = 8, folds = 2, repeats = 1, epochs = 1, cutoff = 0.1 }}
+curve = {{ images = 20, eps = [0.0, 0.1, 0.3], rejected = [0.1, 0.3, 0.5] }}
+trade_off = {{ kept = [1, 40], key_images = 150, repeats = 1, epochs = 1 }}
+carlini = {{ per_class = 1, steps = 10, search_steps = 2 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def lettered(tmp_path_factory):
+    """A run on images of 6x6 pixels with the paper's classes, and one further letter."""
+    place = tmp_path_factory.mktemp("lettered")
+    names = np.array([*"0123456789", *LETTERS, "O"])
+    drawn = np.random.default_rng(0)
+    labels = np.repeat(np.arange(len(names)), 40)
+    kinds = drawn.integers(0, 200, (len(names), 6, 6))
+    images = (kinds[labels] + drawn.integers(0, 55, (len(labels), 6, 6))).astype(np.uint8)
+    path = _npz(place / "own.npz", images=images, labels=labels, class_names=names)
+    (place / "own.toml").write_text(LETTERED.format(path=path, letters=LETTERS))
+    return run("background-class", str(place / "own.toml"), out=place / "run")
+
+
+def table(folder, title):
+    return next(one for one in read(folder).tables if one.title.startswith(title))
+
+
+def test_the_papers_figures_stand_beside_those_of_its_classes(lettered):
+    found = {
+        (one.title, row.group, row.row, row.column): row
+        for one in read(lettered).tables
+        for row in one.rows
+    }
+    reported = read_reported("background_class")
+    assert len(reported) == 26
+    for one in reported:
+        row = found.pop((one.table, one.group, one.row, one.column))
+        assert (row.paper, row.paper_sd) == (one.value, one.sd) and row.measured is not None
+    assert all(row.paper is None for row in found.values())
+    assert "of the paper's 22" in read(lettered).summary[-1]
+
+
+def test_the_selection_says_what_the_paper_keeps(lettered):
+    notes = {row.row: row.note for row in table(lettered, "The selection").rows}
+    assert set(notes) == {*LETTERS, "O"}
+    assert "the paper drops it" in notes["O"] and "the paper keeps it" in notes["A"]
+
+
+def test_attacked_images_have_three_outcomes_and_the_worst_is_of_each_image(lettered):
+    """R18."""
     lines = {}
-    for row in attacked.rows:
+    for row in table(lettered, "Table V").rows:
         lines.setdefault((row.group, row.row), {})[row.column] = row.measured
-        assert (
-            row.n == 80
-            and row.splits == 2
-            and row.low <= row.measured <= row.high
-            and row.paper is None
-        )
+        assert row.n <= 60 and row.splits == 2 and row.low <= row.measured <= row.high
     assert len(lines) == 26
-    for name in ("FGS eps 0.25", "FG eps 6.79"):
-        worst = lines[f"{name}, worst of both reject-aware", "Digits + background"]
-        for attacker in (
-            "reject-aware, margin",
-            "reject-aware, cross-entropy",
-        ):  # R18: per image, so never less
-            assert worst["wrong"] >= lines[f"{name}, {attacker}", "Digits + background"]["wrong"]
     assert all(
         sum(line.values()) == pytest.approx(100) and set(line) == {"correct", "wrong", "rejected"}
         for line in lines.values()
     )
     assert all(line["rejected"] == 0 for (_, model), line in lines.items() if model == "Digits")
-    success = next(table for table in results.tables if table.title.startswith("Table IV"))
-    assert {row.column for row in success.rows} == {"FGS", "FG", "Carlini"} and all(
-        row.measured is not None for row in success.rows
-    )
-    nearest = next(table for table in results.tables if table.title.startswith("Carlini"))
-    assert len({(row.group, row.row) for row in nearest.rows}) == 5
-    assert results.cost.cells and sum(cell.backwards for cell in results.cost.cells) > 0
+    for name in ("FGS eps 0.25", "FG eps 6.79"):
+        worst = lines[f"{name}, worst of both reject-aware", "Digits + background"]
+        for attacker in ("reject-aware, margin", "reject-aware, cross-entropy"):
+            one = lines[f"{name}, {attacker}", "Digits + background"]
+            assert worst["wrong"] >= one["wrong"]
+    success = {
+        (row.group, row.row, row.column): row.measured for row in table(lettered, "Table IV").rows
+    }
+    assert len(success) == 12
+    aware = "reject-aware, worst of both", "Digits + background", "FGS"
+    assert success[aware] == lines["FGS eps 0.25, worst of both reject-aware", aware[1]]["wrong"]
 
 
-def test_the_curve_starts_at_the_clean_outcomes(folder):
-    """R2, R12: at eps 0 there is no attack."""
-    curve, _ = read(folder).curves
-    assert curve.x[0] == 0 and len(curve.series) == 4
+def test_the_front_table_names_the_attackers_and_so_do_the_records(lettered):
+    lines = {(row.group, row.row, row.column): row for row in table(lettered, FRONT).rows}
+    assert list(dict.fromkeys(group for group, _, _ in lines)) == list(ATTACKED_BY)
+    worst = lines["strongest ensemble", "Digits + background", "wrong"].measured
+    for attacker in ATTACKED_BY[1:3]:
+        assert worst >= lines[attacker, "Digits + background", "wrong"].measured
+    records = pl.read_parquet(lettered / "records.parquet")
+    assert set(records["attacker"]) == set(ATTACKERS)
+    assert records["base"].drop_nulls().unique().to_list() == ["Digits"]
+
+
+def test_the_curves_start_at_the_clean_outcomes_and_end_at_many_rejections(lettered):
+    """R2, R12: at eps 0 there is no attack. R21: a whole curve, not a single threshold."""
+    by_eps, by_rate = read(lettered).curves
+    assert by_eps.x == [0, 0.1, 0.3] and len(by_eps.series) == 6
     for model in ("Digits", "Digits + background"):
-        one, other = (series for series in curve.series if series.name.startswith(f"{model}, "))
-        assert (one.correct[0], one.rejected[0]) == (other.correct[0], other.rejected[0])
-        assert one.correct[-1] < one.correct[0] and other.correct[-1] < other.correct[0]
+        own = [one for one in by_eps.series if one.name.startswith(f"{model}, ")]
+        assert len({(one.correct[0], one.rejected[0]) for one in own}) == 1
+        assert all(one.correct[-1] <= one.correct[0] for one in own)
+    assert by_rate.x == [10, 30, 50] and "%" in by_rate.x_label
+    assert re.search(r"set on 20 other clean test images", by_rate.note)
+    clean = by_rate.series[0]
+    assert clean.name == "clean images" and clean.rejected == sorted(clean.rejected)
+    assert clean.rejected[-1] > clean.rejected[0]
 
 
-def test_the_more_clean_images_are_rejected_the_fewer_attacks_are_accepted(folder):
-    """R21: a whole curve, not a single threshold. The attackers know the raised reject score."""
-    _, curve = read(folder).curves
-    assert curve.x == [0.5, 1, 2, 5, 10, 20] and "%" in curve.x_label
-    assert re.search(r"set on \d+ other clean test images", curve.note)
-    clean, naive, _ = curve.series
-    assert clean.rejected == sorted(clean.rejected) and clean.rejected[-1] > clean.rejected[0]
-    assert naive.wrong[-1] <= naive.wrong[0]
+def test_the_attacker_that_is_unaware_of_the_background_can_be_rejected(lettered):
+    lines = {(row.group, row.row) for row in table(lettered, "Carlini").rows}
+    unaware = "targeted, unaware of the background", "Digits + background"
+    assert len(lines) == 5 and unaware in lines
+
+
+def test_the_same_run_again_computes_nothing_and_another_seed_is_refused(lettered):
+    profile = str(lettered.parent / "own.toml")
+    before = (lettered / "results.json").read_bytes()
+    store = lettered.parent / "demur-store"
+    stored = {path: path.stat().st_mtime_ns for path in store.iterdir()}
+    run("background-class", profile, out=lettered)
+    assert (lettered / "results.json").read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in store.iterdir()} == stored
+    with pytest.raises(DemurError, match="holds a run with another"):
+        run("background-class", profile, out=lettered, seed=1)
+
+
+def test_a_run_that_lost_results_goes_on_with_the_same_figures(lettered, tmp_path):
+    """R10: models, attacks and the selection are computed again alone."""
+    store = tmp_path / "store"
+    shutil.copytree(lettered.parent / "demur-store", store)
+    for path in sorted(store.glob("*.safetensors"))[::5]:
+        path.unlink()
+    profile = str(lettered.parent / "own.toml")
+    again = read(run("background-class", profile, out=tmp_path / "run", store=store))
+    assert (again.tables, again.curves) == (read(lettered).tables, read(lettered).curves)
+
+
+def test_what_would_leave_no_background_image_to_train_on_is_refused(lettered, tmp_path):
+    text = (lettered.parent / "own.toml").read_text()
+    for old, new, said in (
+        ("background_share = 0.5", "background_share = 0.0001", "background_share"),
+        ("per_class = 1,", "per_class = 90,", "carlini.per_class is 90"),
+        ("images = 20", "images = 40", "curve.images is 40"),
+        ("epochs = 2", "epochs = 2\nfg_eps = 0.25", "fgs_eps and fg_eps must differ"),
+        ("folds = 2", "folds = 9", "too few for 9 folds"),
+        ("per_class = 8", "per_class = 41", "cannot draw 41 images"),
+        (f'background = "{LETTERS}"', 'background = "0"', "'0'"),
+    ):
+        check_refusal("background-class", text.replace(old, new), said, tmp_path)
+
+
+def test_a_selection_that_keeps_nothing_says_what_to_do(lettered, tmp_path):
+    text = (lettered.parent / "own.toml").read_text()
+    text = text.replace(f'background = "{LETTERS}"', 'background = "selected"')
+    (tmp_path / "own.toml").write_text(text.replace("cutoff = 0.1", "cutoff = 1.0"))
+    store = lettered.parent / "demur-store"
+    with pytest.raises(DemurError, match="at the cutoff of 1: lower it"):
+        run("background-class", str(tmp_path / "own.toml"), out=tmp_path / "run", store=store)
+
+
+def test_a_toy_says_so(folder):
+    results = read(folder)
+    assert results.summary[0].startswith("A toy") and "README" in results.summary[0]
+    assert not any(re.match(r"R\d", line) for line in results.warnings)
+    assert (results.experiment, results.seed) == ("background-class", 0)
+    assert results.versions["demur"]
+    assert results.cost.cells and sum(cell.backwards for cell in results.cost.cells) > 0
+    assert all(row.paper is None for one in results.tables for row in one.rows)
 
 
 def test_the_gallery_shows_stored_images_that_keep_to_their_eps(folder):
@@ -140,7 +253,7 @@ def test_the_gallery_shows_stored_images_that_keep_to_their_eps(folder):
     moved = (attacked.int() - original.int()).abs().flatten(1).amax(1) / 255
     for picture, reach in zip(pictures, moved.tolist(), strict=True):
         assert picture.linf == pytest.approx(reach)
-        assert "eps 6.79" in picture.attack or reach <= 0.25 + 1e-9
+        assert "L2" in picture.attack or reach <= 0.25 + 1e-9
         assert (picture.decision == "reject") == (picture.outcome == "rejected")
     turn = [(picture.model, picture.attack, picture.attacker) for picture in pictures[:12]]
     assert (
@@ -153,16 +266,6 @@ def test_the_gallerys_first_cards_show_every_outcome_that_there_is():
     """Also where one is rare, and comes late."""
     assert mixed(torch.tensor([2, 2, 0, 2, 0, 2, 1]), 0) == [6, 0, 2, 1, 4, 3, 5]
     assert mixed(torch.tensor([0, 2, 2]), 1) == [2, 0, 1]
-
-
-def test_the_same_run_again_computes_nothing_and_another_seed_is_refused(profile, folder):
-    before = (folder / "results.json").read_bytes()
-    cells = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
-    run("background-class", profile, out=folder)
-    assert (folder / "results.json").read_bytes() == before
-    assert {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()} == cells
-    with pytest.raises(DemurError, match="holds a run with another"):
-        run("background-class", profile, out=folder, seed=1)
 
 
 def test_an_interrupted_run_resumes_with_the_same_bits(profile, folder, tmp_path):
@@ -178,7 +281,10 @@ def test_an_interrupted_run_resumes_with_the_same_bits(profile, folder, tmp_path
         profile,
         "--out",
         str(out),
+        "--store",
+        str(tmp_path / "store"),
     ]
+    store = tmp_path / "store"
     for stop, cells_before in ((signal.SIGINT, 2), (signal.SIGKILL, 8)):
         # A shell makes processes in the background, and their children, ignore Ctrl-C.
         heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -187,7 +293,7 @@ def test_an_interrupted_run_resumes_with_the_same_bits(profile, folder, tmp_path
         )
         deadline = time.monotonic() + 120
         while (
-            len(list(out.glob("cells/*.safetensors"))) < cells_before
+            len(list(store.glob("*.safetensors"))) < cells_before
             and process.poll() is None
             and time.monotonic() < deadline
         ):
@@ -200,7 +306,7 @@ def test_an_interrupted_run_resumes_with_the_same_bits(profile, folder, tmp_path
                 "The same command goes on where it was."
             )
             assert "Traceback" not in said
-    cell = min(out.glob("cells/*.safetensors"))
+    cell = min(store.glob("*.safetensors"))
     cell.write_bytes(cell.read_bytes()[:-1])
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.stderr.startswith("Data: digits + made backgrounds, 1,638 images of 15 classes.\n")
@@ -350,7 +456,7 @@ def test_an_own_data_set_with_long_class_names_runs_and_the_papers_figures_are_n
     keep = (digits.labels < 4).nonzero().flatten()
     path = _npz(
         tmp_path / "own.npz",
-        images=digits.images[keep, 0].numpy(),
+        images=digits.images[keep, 0, 2:26:3, 2:26:3].numpy(),
         labels=digits.labels[keep].numpy(),
         class_names=names,
     )
@@ -361,7 +467,10 @@ def test_an_own_data_set_with_long_class_names_runs_and_the_papers_figures_are_n
         "attacked = 40", "attacked = 20"
     )
     (tmp_path / "own.toml").write_text(
-        text.replace("images = 30", "images = 20").replace("kept = [1, 5]", "kept = [1, 5, 8]")
+        text.replace("images = 30", "images = 20")
+        .replace("kept = [1, 5]", "kept = [1, 5, 8]")
+        .replace("splits = 2", "splits = 1")
+        .replace("eps = [0.0, 0.1, 0.3]", "eps = [0.0, 0.1]")
     )
     results = read(run("background-class", str(tmp_path / "own.toml"), out=tmp_path / "out"))
     assert all(row.paper is None for table in results.tables for row in table.rows)
@@ -371,7 +480,7 @@ def test_an_own_data_set_with_long_class_names_runs_and_the_papers_figures_are_n
     ] + results.summary
     assert not re.search("toy|digits|letters", " ".join(said))
     trade = next(table for table in results.tables if table.title.startswith("Trade-off"))
-    assert any("(1 kind)," in cell.cell for cell in results.cost.cells) and not any(
+    assert any("(1 kind)" in cell.cell for cell in results.cost.cells) and not any(
         "(1 kinds)" in cell.cell for cell in results.cost.cells
     )
     assert {row.row for row in trade.rows} == {"1 kind"} and {row.splits for row in trade.rows} == {
@@ -415,25 +524,22 @@ def test_backgrounds_are_made_of_the_own_data_that_is_named_and_of_none_of_its_i
     )
     sources = []
     monkeypatch.setattr(
-        experiment,
+        material,
         "synthetic_backgrounds",
         lambda *given: (sources.append(given[3]), synthetic_backgrounds(*given))[1],
     )
-    material = experiment.prepare(
-        load_profile(STUDIES["background-class"], str(tmp_path / "own.toml")), None, 0
-    )
-    used = _rows(material.images.select_classes("0123456789").images)
+    found = gather(load_profile(STUDIES["background-class"], str(tmp_path / "own.toml")), None, 0)
+    used = _rows(found.images.select_classes("0123456789").images)
     source = _rows(sources[0].images)
     assert (
-        material.taken
-        == f"Data: {path} + made backgrounds, {len(material.images)} images of 15 classes."
+        found.taken == f"Data: {path} + made backgrounds, {len(found.images)} images of 15 classes."
     )
     assert (
-        material.description.name == f"{path} + made backgrounds"
-        and not material.description.rooted
-        and not material.embedded
+        found.data.name == f"{path} + made backgrounds"
+        and not found.data.rooted
+        and not found.embedded
     )
-    assert material.images.num_classes == 15
+    assert found.images.num_classes == 15
     assert not used & source
     if kind == "npz with splits":
         assert used == _rows(own) and source == _rows(test)
@@ -443,14 +549,13 @@ def test_backgrounds_are_made_of_the_own_data_that_is_named_and_of_none_of_its_i
 
 def test_a_data_set_that_is_not_the_profiles_first_is_said(tmp_path):
     (tmp_path / "own.toml").write_text(TINY.replace('["digits"]', '["emnist-bymerge", "digits"]'))
-    material = experiment.prepare(
-        load_profile(STUDIES["background-class"], str(tmp_path / "own.toml")), tmp_path, 0
-    )
+    settings = load_profile(STUDIES["background-class"], str(tmp_path / "own.toml"))
+    study = plan(settings, tmp_path, 0)
     said = (
         "Data: digits + made backgrounds, 1,638 images of 15 classes; "
         f"emnist-bymerge, named first, is not in {tmp_path}."
     )
-    assert material.taken == said and material.embedded
+    assert study.taken == said
 
 
 class Interrupting(Silent):
@@ -476,14 +581,14 @@ def test_a_run_that_is_stopped_inside_a_cell_goes_on_from_its_checkpoint(
     """R10: through the store and the training loop."""
     monkeypatch.setattr("demur.training.loop.CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr("demur.training.loop.CHECK_STEPS", 2)
-    out, stops = tmp_path / "stopped", 0
+    out, store, stops = tmp_path / "stopped", tmp_path / "demur-store", 0
     for after in (3, 9, 20):
         with pytest.raises(KeyboardInterrupt), reporting(Interrupting(after)):
             run("background-class", profile, out=out)
-        stops += bool(list(out.glob("cells/*.checkpoint")))
+        stops += bool(list(store.glob("*.checkpoint")))
     assert stops == 3
     run("background-class", profile, out=out)
-    assert not list(out.glob("cells/*.checkpoint")) and without_times(out) == without_times(folder)
+    assert not list(store.glob("*.checkpoint")) and without_times(out) == without_times(folder)
 
 
 def test_data_commands_list_and_verify(tmp_path):
@@ -537,19 +642,24 @@ def test_the_report_can_be_made_anew(profile, folder):
         (folder / "report.html").unlink()
 
 
+def _halved(images):
+    """Every second row and column."""
+    return replace(images, images=images.images[..., ::2, ::2].contiguous())
+
+
 def test_a_background_class_learns_to_decline():
     """On embedded digits: key images are answered, images of the background's kind declined."""
-    digits = data.load("digits")
+    digits = _halved(data.load("digits"))
     made = (
         data.synthetic_backgrounds(digits, 120, seed=0)
         .select_classes(["photo crops", "patch shuffle"])
         .images
     )
     shuffled = made[torch.randperm(len(made), generator=torch.Generator().manual_seed(0))]
-    classifier = BackgroundClass(background_class_network(11), num_classes=10)
+    classifier = BackgroundClass(background_class_network(11, size=14), num_classes=10)
     classifier.fit(digits.images, digits.labels, shuffled[40:], epochs=4, batch_size=16)
     assert len(classifier.history_) == 4
-    test = data.load("digits", "test")
+    test = _halved(data.load("digits", "test"))
     clean = rates(outcomes(classifier, test.to_float(), test.labels))
     assert clean.accuracy > 0.93 and clean.rejection_rate < 0.05
     assert float((classifier.predict(data.to_float(shuffled[:40])) == REJECT).float().mean()) > 0.9
@@ -578,6 +688,7 @@ def test_what_does_not_make_a_background_class_is_refused(change, said):
         classifier.fit(**given, epochs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_on_real_letters_the_background_class_costs_little_and_detects_some(data_root):
     """The paper's finding: digits are answered, letters rejected, and FGS is detected in part."""
