@@ -119,13 +119,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _place(tensor) in self.places
 
 
-class _Detachments(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class _Detachments(TorchFunctionMode):
     """Records where code in Python detaches what depends on the images. Torch detaches tensors for
     its own purposes, too, so that the operation itself says nothing.
     """
 
     def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.recorder = recorder
 
     def __torch_function__(
