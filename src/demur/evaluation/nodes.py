@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import polars as pl
+from torch import Tensor
 
 from demur.classifier import Classifier
 from demur.data.images import ImageSet
@@ -60,6 +61,9 @@ class Inputs(Protocol):
 
     def value(self, node: "Node") -> Any:
         """Give what a `Measure` gets of a node."""
+
+    def attacked(self, node: "Node") -> Tensor:
+        """Give the attacked images that a node keeps."""
 
     def result(self, node: "Node", shard: int) -> NodeResult:
         """Read the result of one shard of a node."""
@@ -219,16 +223,24 @@ class Measure(Node):
         unchanged. It gives a sequence of `Row`.
     inputs : tuple
     name : str
+    attacked : bool, default False
+        Whether the function gets the attacked images of an evaluation instead of its records:
+        a tensor (N, C, H, W), float32 where the evaluation keeps "exact" images, else uint8.
     """
 
     function: Callable[..., Sequence[Row]]
     inputs: tuple[Any, ...] = ()
     name: str = label("measurement")
+    attacked: bool = False
 
     def task(self, shard: int, inputs: Inputs) -> Task:
         """Call the function."""
-        given = [inputs.value(one) if isinstance(one, Node) else one for one in self.inputs]
+        given = [self._given(one, inputs) if isinstance(one, Node) else one for one in self.inputs]
         return Task(scoring.measure, {"function": self.function, "inputs": given})
+
+    def _given(self, node: Node, inputs: Inputs) -> Any:
+        gives_images = self.attacked and not isinstance(node, ModelNode | Measure)
+        return inputs.attacked(node) if gives_images else inputs.value(node)
 
     def kind_of_cost(self) -> str:
         """The function."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
+import torch
+from torch import Tensor
 
 from demur.classifier import Classifier
 from demur.errors import DemurError
@@ -82,6 +84,13 @@ class Outputs:
             return self.records([node])
         assert isinstance(node, Measure)
         return node.rows(self.result(node))
+
+    def attacked(self, node: Node) -> Tensor:
+        """Give the attacked images (N, C, H, W) of an evaluation that keeps all of them: float32
+        where they are exact, else uint8.
+        """
+        parts = [self.result(node, shard).tensors for shard in range(node.shards)]
+        return torch.cat([part.get("candidates", part["stored"]) for part in parts])
 
     def records(self, nodes: Iterable[Node] | None = None) -> pl.DataFrame:
         """Give the records of some nodes, or of all nodes of the plan."""
