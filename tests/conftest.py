@@ -15,7 +15,8 @@ settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "demur"))
 
 
-STUDIES = {"test_background_class_study", "test_localized_experiment", "test_rejection_experiment"}
+STUDIES = {"test_background_class_study", "test_localized_training_study"}
+STUDIES |= {"test_rejection_experiment"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

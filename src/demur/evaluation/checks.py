@@ -7,6 +7,7 @@ from itertools import pairwise
 import polars as pl
 
 from demur.evaluation.records import PLACE, worst_case
+from demur.metrics import wilson_interval
 
 BLIND = 0.01
 """The share of zero gradients from which an attack counts as blind."""
@@ -57,6 +58,7 @@ def check(records: pl.DataFrame) -> list[Finding]:
         single_step_beats_iterative,
         falling,
         other_beats_ensemble,
+        near_chance,
     )
     return [finding for one in checks for finding in one(records)]
 
@@ -155,18 +157,37 @@ def falling(records: pl.DataFrame) -> Iterator[Finding]:
 
 
 def other_beats_ensemble(records: pl.DataFrame) -> Iterator[Finding]:
-    """Find images that another attack within the same limits breaks, and the ensemble does not."""
+    """Find images that a defence-aware attack within the same limits breaks, and the ensemble does
+    not. Noise has a check of its own.
+    """
     limits = ["model", "norm", "eps", "mask"]
-    attacked = records.filter(pl.col("attack").is_not_null())
+    attacked = records.filter(~pl.col("attack").str.starts_with("RandomNoise"))
     for threat, rows in attacked.group_by(limits, maintain_order=True):
-        ensemble = pl.col("attacker") == "strongest"
-        count = _broken_only_by(rows.filter(~ensemble), rows.filter(ensemble))
+        other = rows.filter(pl.col("attacker") == "defence-aware")
+        count = _broken_only_by(other, rows.filter(pl.col("attacker") == "strongest"))
         if count:
             yield Finding(
                 "another attack beats the ensemble",
                 str(threat[0]),
                 f"within {_written(threat)}, other attacks break {count} images that the ensemble "
                 "does not break. They count as broken in the worst case.",
+            )
+
+
+def near_chance(records: pl.DataFrame) -> Iterator[Finding]:
+    """Find models whose accuracy on clean images may be below one and a half times chance."""
+    known = records.filter(pl.col("attacker") == "none", pl.col("label") >= 0)
+    for name, rows in known.group_by("model", maintain_order=True):
+        # Classes have the numbers from 0 up: as many as the largest one says, at least.
+        chance = 1 / (1 + rows.select(pl.max_horizontal(pl.max("label", "prediction"))).item())
+        correct = rows.unique("image").filter(pl.col("outcome") == "correct").height
+        low, high = wilson_interval(correct, rows["image"].n_unique())
+        if chance < 1 and low < 1.5 * chance:
+            yield Finding(
+                "near chance",
+                str(name[0]),
+                f"the accuracy on clean images, {100 * low:.1f} to {100 * high:.1f} %, is close to "
+                "chance: what an attack does not change is no robustness.",
             )
 
 

@@ -129,6 +129,8 @@ def gallery(
         attacked = result.tensors["stored"][index]
         model = outputs.model(node.scored_on)
         attack = f"{type(node.attack).__name__} in {NORMS[node.threat.norm]}" if node.threat else ""
+        if node.threat and node.threat.mask is not None:
+            attack += ", within a mask"
         name = str(getattr(node.scored_on, "name", ""))
         pictures = list(describe(model, name, attack, node.attacker, clean, attacked))
         parts.append((pictures, enlarged(clean.images), enlarged(attacked)))

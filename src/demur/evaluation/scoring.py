@@ -237,3 +237,25 @@ def _kept(candidates: Tensor, clean: Tensor, outcome: Tensor, keep: str) -> dict
     elif keep != "nothing":
         kept["stored"] = quantize_towards(candidates, clean)
     return kept
+
+
+def mean_row(name: str, values: Tensor) -> Row:
+    """Measure the mean of values (n,), with its 95 % interval."""
+    mean = float(values.double().mean())
+    if len(values) < 2:
+        return Row(name, mean, len(values))
+    reach = 1.96 * float(values.double().std()) / len(values) ** 0.5
+    return Row(name, mean, len(values), mean - reach, mean + reach)
+
+
+def change_row(name: str, values: Tensor, base: Tensor) -> Row:
+    """Measure by how many % the mean of values (n,) is above the mean of base (n,), which are of
+    the same images, with its 95 % interval.
+    """
+    mean = float(base.double().mean())
+    if mean == 0:
+        return Row(name, None, len(values))
+    ratio = float(values.double().mean()) / mean
+    # The ratio is linear in the errors of both means, where these are small (the delta method).
+    errors = (values.double() - ratio * base.double()) / mean
+    return mean_row(name, 100 * (errors + ratio - 1))

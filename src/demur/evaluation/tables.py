@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import polars as pl
 import torch
 
+from demur.evaluation.on_images import Evaluate
+from demur.evaluation.plan import Outputs
 from demur.evaluation.records import ATTACKERS, OUTCOMES, SCHEMA, worst_case
 from demur.evaluation.results import Measurement, Series, Table
+from demur.evaluation.scoring import Row
 from demur.evaluation.shares import ATTACKED_BY
 from demur.metrics import OutcomeShares, Share, spread
 
@@ -210,3 +213,57 @@ def lookup(table: Table) -> dict[str, dict[str, dict[str, float]]]:
         row = found.setdefault(one.group, {}).setdefault(one.row, {})
         row[one.column] = math.nan if one.measured is None else one.measured
     return found
+def measured_rows(found: Sequence[Row], group: str = "", unit: str = "") -> list[Measurement]:
+    """Make figures of a table from rows of a `Measure` that are called "ROW: COLUMN"."""
+    figures = []
+    for one in found:
+        row, _, column = one.name.rpartition(": ")
+        figure = Measurement(row, column, group, unit, measured=one.value, n=one.n)
+        figures.append(replace(figure, low=one.low, high=one.high))
+    return figures
+
+
+def share_table(
+    title: str,
+    records: pl.DataFrame,
+    *,
+    row: str = "model",
+    column: str = "column",
+    group: str = "group",
+    outcome: str = "correct",
+    note: str = "",
+) -> Table:
+    """Make a table of the shares of one outcome, in %, with their intervals.
+
+    As `outcome_table`, but a column of the records names the columns of the table.
+    """
+    figures = []
+    for names, rows in records.group_by([group, row, column], maintain_order=True):
+        own_group, own_row, own_column = map(str, names)
+        share = outcome_shares(rows)[outcome]
+        figures.append(measured_share(own_row, own_column, share, own_group))
+    return Table(title, figures, note)
+
+
+def series_of(name: str, points: Sequence[pl.DataFrame]) -> Series:
+    """Make a series of a curve from the records at each x."""
+    shares = [outcome_shares(point) for point in points]
+    each = {outcome: [share[outcome].value for share in shares] for outcome in OUTCOMES}
+    return Series(name, **each, n=shares[0]["correct"].n)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A node with what tables say of it: values of further columns of its records."""
+
+    node: Evaluate
+    labels: Mapping[str, str | float]
+
+
+def labelled(outputs: Outputs, cases: Sequence[Case]) -> pl.DataFrame:
+    """Give the records of some nodes, with a column for each of their labels."""
+    frames = []
+    for case in cases:
+        columns = [pl.lit(value).alias(name) for name, value in case.labels.items()]
+        frames.append(outputs.records([case.node]).with_columns(columns))
+    return pl.concat(frames)

@@ -1,17 +1,29 @@
 """Photographs and the networks for ImageNet that are at hand to look at them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from demur import data
-from demur.data import ImageSet, Photo, fitted, read_photos
+from demur import data, masks
+from demur.classifier import Classifier
+from demur.data import ImageSet, Photo, fitted, read_photos, to_float
+from demur.evaluation.code import code_fingerprint
+from demur.evaluation.nodes import Load
+from demur.evaluation.scoring import Row, mean_row
 from demur.files import digest, file_digest
+from demur.metrics import wilson_interval
 from demur.networks import CLASSES, Detector, imagenet_network, weights
+from demur.networks.imagenet import ImageNetNetwork
 from demur.studies.fields import PhotographsProfile
+
+TOPS = {"correct": 1, "top 5": 5, "top 10": 10}
+BATCH = 25
+"""Photographs at once."""
+AVERAGE, ALL = "average of these", "all photographs"
 
 
 @dataclass(frozen=True)
@@ -101,3 +113,66 @@ DISTINCT = tuple(
     for place, name in enumerate(CLASSES)
 )
 """ImageNet's class names. Two names stand for two classes each: the second gets its number."""
+
+
+def load_network(name: str, path: Path) -> Load:
+    """Give the node of a network for ImageNet, from the file of its weights."""
+    fingerprint = digest(name, file_digest(path), code_fingerprint([imagenet_network]))
+    return Load(partial(_network, name, path), fingerprint, name=name)
+
+
+def _network(name: str, path: Path) -> Classifier:
+    return Classifier(imagenet_network(name, path), len(CLASSES))
+
+
+def seen_by(classifier: Classifier, photos: Sequence[Photo]) -> tuple[ImageSet, Tensor]:
+    """Give the photographs as a network of `load_network` sees them, and a mask (N, 1, H, W) of
+    their objects: their boxes or, without a box, where the network itself sees the class.
+    """
+    network = classifier.module
+    assert isinstance(network, ImageNetNetwork)
+    images = at_size(photos, network.resize, network.size)
+    boxes = [fitted(photo, network.resize, network.size).boxes for photo in photos]
+    inside = masks.inside_boxes((network.size, network.size), boxes)
+    without = torch.tensor([not own for own in boxes])
+    if bool(without.any()):
+        seen = images.to_float(without)
+        inside[without] = masks.class_activation(classifier, seen, images.labels[without])
+    return images, inside
+
+
+def answers(
+    classifier: Classifier,
+    photos: ImageSet,
+    names: Sequence[str],
+    sent: Tensor | None = None,
+) -> list[Row]:
+    """Measure the answers to photographs, or to what was `sent` in their place in 8 bits.
+
+    Of each of the first ones, which have names, and of their average: the pixels that differ in %,
+    whether its class is among the first ones in %, the confidence in its class, and the number of
+    the class that scores highest. Of all photographs: the same, and how many are not altered.
+    """
+    pixels = photos.images if sent is None else sent
+    scores = torch.cat([classifier.scores(to_float(part)) for part in torch.split(pixels, BATCH)])
+    own = scores.gather(1, photos.labels[:, None])
+    altered = (pixels != photos.images).any(1).double().mean((1, 2))
+    columns = {"altered": 100 * altered}
+    for column, limit in TOPS.items():
+        columns[column] = 100 * ((scores > own).sum(1) < limit).double()
+    columns["confidence"] = scores.softmax(1).gather(1, photos.labels[:, None])[:, 0]
+    rows = []
+    for place, name in enumerate(names):
+        each = {**columns, "guess": scores.argmax(1)}
+        rows += [
+            Row(f"{name}: {column}", float(values[place]), 1) for column, values in each.items()
+        ]
+    for column, values in columns.items():
+        rows.append(mean_row(f"{AVERAGE}: {column}", values[: len(names)]))
+    for column, values in {**columns, "not altered": 100 * (altered == 0).double()}.items():
+        found = mean_row(f"{ALL}: {column}", values)
+        if column in (*TOPS, "not altered"):
+            low, high = wilson_interval(float(values.sum()) / 100, len(values))
+            found = replace(found, low=100 * low, high=100 * high)
+        rows.append(found)
+    return rows

@@ -1,0 +1,76 @@
+"""The scale of localized training: what a profile may say."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from demur.studies.fields import INCREASING, Names, PhotographsProfile, StrongestProfile
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+_Count = Annotated[int, Field(ge=1)]
+_Linf = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+_Parts = Annotated[tuple[_Linf, ...], INCREASING, Field(min_length=1)]
+_Sides = Annotated[tuple[Annotated[int, Field(ge=0)], ...], INCREASING, Field(min_length=1)]
+_Multiple = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Curve = Annotated[tuple[_Multiple, ...], INCREASING, Field(min_length=2)]
+
+
+class SetProfile(BaseModel):
+    """One data set with three models, and how they are trained."""
+
+    model_config = _STRICT
+    name: str = Field(min_length=1)
+    data: Names = Field(min_length=1)
+    network: Literal["localized", "wide"] = "localized"
+    paper: Literal["MNIST", "CIFAR-10", ""] = ""
+    train_images: _Count | None = None
+    steps: _Count
+    batch_size: int = Field(50, ge=2)
+    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
+    eps: _Linf
+    ramp: _Parts = (1.0,)
+    attack_steps: _Count
+    step_size: _Linf
+    boxes: _Sides
+
+
+class AttackProfile(BaseModel):
+    """The paper's attack on the models (sec. 5)."""
+
+    model_config = _STRICT
+    images: _Count
+    calibration_images: _Count
+    steps: _Count
+    step_share: float = Field(1 / 30, gt=0, le=1)
+    curve: _Curve = (0.0, 0.5, 1.0, 2.0)
+
+
+class AttackedPhotographs(PhotographsProfile):
+    """The attack on networks for ImageNet (sec. 3)."""
+
+    listed: int = Field(9, ge=1)
+    eps: _Parts = (2 / 255, 8 / 255)
+    steps: _Count
+
+
+class Profile(BaseModel):
+    """The scale of the study."""
+
+    model_config = _STRICT
+    sets: tuple[SetProfile, ...] = Field(min_length=1)
+    attack: AttackProfile
+    strongest: StrongestProfile
+    photographs: AttackedPhotographs | None = None
+    gallery: int = Field(48, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if any(one.ramp[-1] != 1 for one in self.sets):
+            raise ValueError("a ramp must end at 1")
+        if len({one.name for one in self.sets}) < len(self.sets):
+            raise ValueError("two of the sets have the same name")
+        if max(self.strongest.images, self.attack.calibration_images) > self.attack.images:
+            raise ValueError(
+                "strongest.images and attack.calibration_images cannot be more than attack.images"
+            )
+        return self
