@@ -15,7 +15,7 @@ settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "demur"))
 
 
-STUDIES = {"test_experiment", "test_localized_experiment", "test_rejection_experiment"}
+STUDIES = {"test_experiment", "test_localized_experiment", "test_neural_rejection_study"}
 STUDIES |= {"test_smoothing_experiment"}
 
 

@@ -11,10 +11,10 @@ from pydantic import BaseModel
 from demur import data
 from demur.commands.run import STUDIES
 from demur.evaluation.profiles import load_profile
-from demur.experiments import localized_training, neural_rejection, smoothing
+from demur.experiments import localized_training, smoothing
 from demur.experiments.background_class import experiment
 from demur.experiments.background_class.profile import Profile
-from demur.studies import comparison
+from demur.studies import comparison, neural_rejection
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")

@@ -32,13 +32,12 @@ from demur.evaluation.store import Store
 from demur.experiments import (
     background_class,
     localized_training,
-    neural_rejection,
     smoothing,
 )
 from demur.experiments.cells import Run
 from demur.hardware import pick_device
 from demur.progress import job, message
-from demur.studies import comparison
+from demur.studies import comparison, neural_rejection
 from demur.studies.study import Study
 
 STUDIES: dict[str, ModuleType] = {

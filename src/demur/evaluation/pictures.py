@@ -122,7 +122,7 @@ def gallery(
     before, after : Tensor of shape (n, 3, 224, 224), uint8
     """
     parts = []
-    for node in nodes:
+    for node in nodes if count else ():
         result = outputs.result(node)
         index = torch.tensor(mixed(result.tensors["stored_outcome"], 0)[:count], dtype=torch.int64)
         clean = in_memory(node.images.subset(index))

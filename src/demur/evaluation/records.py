@@ -119,6 +119,8 @@ def frame(node: OnImages, results: Iterable[NodeResult], keys: Keys) -> pl.DataF
             "label": node.images.labels[rows].tolist(),
             "seconds": [result.seconds / count] * count,
         }
+        if each := getattr(node, "per_repeat", None):
+            columns["repeat"] = [index // each for index in range(rows.start, rows.stop)]
         if node.threat is not None and isinstance(node.threat.eps, Tensor):
             columns["eps"] = node.threat.eps[rows].tolist()
         if "by" in result.tensors:
@@ -128,9 +130,9 @@ def frame(node: OnImages, results: Iterable[NodeResult], keys: Keys) -> pl.DataF
             if name in result.tensors:
                 columns[name] = _values(name, result.tensors[name].tolist())
         parts.append(pl.DataFrame(columns, schema_overrides=_only(columns)))
+    given = {name for part in parts for name in part.columns}
     constants = _constants(node, keys)
-    missing = set(SCHEMA) - set(constants) - {name for part in parts for name in part.columns}
-    literals = {**constants, **dict.fromkeys(missing)}
+    literals = {name: constants.get(name) for name in SCHEMA if name not in given}
     columns_of = [pl.lit(value, dtype=SCHEMA[name]).alias(name) for name, value in literals.items()]
     return pl.concat(parts).with_columns(columns_of).select(list(SCHEMA))
 
