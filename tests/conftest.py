@@ -16,7 +16,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "demur"))
 
 
 STUDIES = {"test_background_class_study", "test_localized_training_study"}
-STUDIES |= {"test_rejection_experiment"}
+STUDIES |= {"test_neural_rejection_study"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

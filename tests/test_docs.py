@@ -11,8 +11,13 @@ from pydantic import BaseModel
 
 from demur import data
 from demur.evaluation.profiles import load_profile
-from demur.experiments import neural_rejection
-from demur.studies import background_class, comparison, localized_training, smoothing
+from demur.studies import (
+    background_class,
+    comparison,
+    localized_training,
+    neural_rejection,
+    smoothing,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")

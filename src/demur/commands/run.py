@@ -30,11 +30,15 @@ from demur.evaluation.results import (
     write_gallery,
 )
 from demur.evaluation.store import Store
-from demur.experiments import neural_rejection
-from demur.experiments.cells import Run
 from demur.hardware import pick_device
 from demur.progress import job, message
-from demur.studies import background_class, comparison, localized_training, smoothing
+from demur.studies import (
+    background_class,
+    comparison,
+    localized_training,
+    neural_rejection,
+    smoothing,
+)
 from demur.studies.study import Study
 
 STUDIES: dict[str, ModuleType] = {

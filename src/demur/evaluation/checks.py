@@ -96,8 +96,8 @@ def unaware_beats_aware(records: pl.DataFrame) -> Iterator[Finding]:
             yield Finding(
                 "defence-unaware beats defence-aware",
                 str(name[0]),
-                f"the defence-unaware attacker breaks {by_unaware} images, the defence-aware one "
-                f"{by_aware}: the defence-aware attack is too weak.",
+                f"within {_written(name)} the defence-unaware attacker breaks {by_unaware} images, "
+                f"the defence-aware one {by_aware}: the defence-aware attack is too weak.",
             )
 
 

@@ -210,6 +210,11 @@ class Train(ModelNode):
         assert result is not None
         return restored(result.values, result.tensors)
 
+    def rows(self, result: NodeResult) -> list[Row]:
+        """Give the figures that the recipe noted."""
+        notes = result.values.get("notes", [])
+        return [Row(name, value, len(self.data)) for name, value in notes]
+
 
 @dataclass(frozen=True, eq=False)
 class Measure(Node):

@@ -100,6 +100,9 @@ class Evaluate(OnImages):
         "none", "defence-unaware", "defence-aware" or "strongest".
     split : str
     repeat : int
+        Number of the repetition.
+    per_repeat : int, optional
+        With it, the images are those of several repetitions, so many of each, one after the other.
     """
 
     attack: Attack | None = None
@@ -111,6 +114,7 @@ class Evaluate(OnImages):
     attacker: str = label("none")
     split: str = label("test")
     repeat: int = field(default=0, metadata={"label": True})
+    per_repeat: int | None = field(default=None, metadata={"label": True})
 
     def __post_init__(self) -> None:
         if (self.attack is None) != (self.threat is None):

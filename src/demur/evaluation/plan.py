@@ -15,7 +15,7 @@ from demur.errors import DemurError
 from demur.evaluation.costs import Costs
 from demur.evaluation.engines import Engine
 from demur.evaluation.keys import Environment, Keys
-from demur.evaluation.nodes import Measure, ModelNode, Node, measurements
+from demur.evaluation.nodes import Measure, ModelNode, Node, Train, measurements
 from demur.evaluation.on_images import OnImages
 from demur.evaluation.records import SCHEMA, frame
 from demur.evaluation.results import CellCost
@@ -116,7 +116,7 @@ class Outputs:
         """Give the table of all measurements."""
         rows: list[tuple[str, Row]] = []
         for node in self.nodes:
-            if isinstance(node, Measure):
+            if isinstance(node, Measure | Train):
                 rows += [(node.name, row) for row in node.rows(self.result(node))]
         return measurements(rows)
 

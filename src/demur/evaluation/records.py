@@ -120,6 +120,8 @@ def frame(node: OnImages, results: Iterable[NodeResult], keys: Keys) -> pl.DataF
             "label": node.images.labels[rows].tolist(),
             "seconds": [result.seconds / count] * count,
         }
+        if each := getattr(node, "per_repeat", None):
+            columns["repeat"] = [index // each for index in range(rows.start, rows.stop)]
         if node.threat is not None and isinstance(node.threat.eps, Tensor):
             columns["eps"] = node.threat.eps[rows].tolist()
         if node.threat is not None and isinstance(node.threat.goal, Target):

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -51,6 +51,8 @@ class TrainingInputs:
     device : {"cpu", "cuda"}
     checkpoint : Path
         A file of its own, for a training that is killed and resumed.
+    notes : dict
+        The recipe may write figures of the training here: they become measurements.
     """
 
     data: ImageSet
@@ -59,6 +61,7 @@ class TrainingInputs:
     seed: int
     device: str
     checkpoint: Path
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 class Recipe(Protocol):
@@ -90,7 +93,9 @@ def train(
     # A copy: other nodes use the base model too, and a recipe may change it.
     own = None if base is None else copy.deepcopy(base).cpu()
     given = TrainingInputs(data, validation, own, seed, device, Path(checkpoint))
-    return state_of(recipe.train(given).cpu().eval())
+    values, tensors = state_of(recipe.train(given).cpu().eval())
+    # As pairs: the keys of a stored mapping are sorted.
+    return {**values, "notes": list(given.notes.items())}, tensors
 
 
 def attack(

@@ -110,9 +110,14 @@ class Part(Generic[Settings]):
 
 
 def gather_part(
-    settings: Settings, attacked: int, data_root: Path | None, seed: int
+    settings: Settings,
+    attacked: int,
+    data_root: Path | None,
+    seed: int,
+    said: str = "attack.images",
 ) -> Part[Settings]:
-    """Load the images of one data set.
+    """Load the images of one data set. `said` is what the profile calls the number of attacked
+    images.
 
     Raises
     ------
@@ -130,7 +135,7 @@ def gather_part(
             )
         train = train.sample(settings.train_images, seeds.derive(seed, "train"))
     if attacked > len(test):
-        raise DemurError(f"attack.images is {attacked}, but {entry} has {len(test)} test images.")
+        raise DemurError(f"{said} is {attacked}, but {entry} has {len(test)} test images.")
     check_square(test, entry)
     where = known[entry].where if entry in known else ""
     return Part(

@@ -5,7 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.resources import files
 
+import polars as pl
+
+from demur.evaluation.plan import Outputs
 from demur.evaluation.results import Measurement, Table
+from demur.evaluation.shares import share
 
 
 @dataclass(frozen=True)
@@ -106,3 +110,19 @@ def read_texts(study: str) -> dict[str, str]:
     """
     text = (files("demur.studies") / study / "texts.csv").read_text(encoding="utf-8")
     return {row["name"]: row["text"] for row in csv.DictReader(text.splitlines())}
+
+
+def measured(outputs: Outputs, node: str, group: str = "") -> list[Measurement]:
+    """Make figures of a table from the measurements of a node that are named "ROW: COLUMN". Those
+    in the column "accuracy" are shares of n images.
+    """
+    rows = []
+    found = outputs.measurements().filter(pl.col("node") == node)
+    for name, value, n in found.select("name", "value", "n").iter_rows():
+        row, _, column = name.partition(": ")
+        if column == "accuracy":
+            counted = share(row, column, [(round(value * n), n)], group=group)
+            rows.append(replace(counted, measured=100 * value))
+        elif column:
+            rows.append(Measurement(row, column, group, measured=value, n=n))
+    return rows
