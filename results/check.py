@@ -1,6 +1,6 @@
 """Say which committed results another state of the code computed, and whether the documents say so.
 
-    python results/check.py    # exit code 1 if a result is stale: `make release-check`
+python results/check.py    # exit code 1 if a result is stale: `make release-check`
 """
 
 import json

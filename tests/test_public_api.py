@@ -17,7 +17,7 @@ from demur import attacks
 
 SOURCE = Path(demur.__file__).parent
 ROOT = SOURCE.parents[1]
-ROOMS = ["attacks", "classifier", "data", "defenses", "errors", "evaluation", "experiments"]
+ROOMS = ["attacks", "classifier", "data", "defenses", "errors", "evaluation"]
 ROOMS += ["files", "goals", "hardware", "loading", "masks", "metrics", "networks", "norms"]
 ROOMS += ["progress", "report", "seeds", "threat", "training"]
 

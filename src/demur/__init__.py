@@ -31,7 +31,7 @@ _HOME = {
 }
 _ROOMS = frozenset(
     {
-        *("attacks", "classifier", "data", "defenses", "errors", "evaluation", "experiments"),
+        *("attacks", "classifier", "data", "defenses", "errors", "evaluation"),
         *("files", "goals", "hardware", "loading", "masks", "metrics", "networks", "norms"),
         *("progress", "report", "seeds", "threat", "training"),
     }

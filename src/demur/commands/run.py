@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -31,7 +30,7 @@ from demur.evaluation.results import (
 )
 from demur.evaluation.store import Store
 from demur.hardware import pick_device
-from demur.progress import job, message
+from demur.progress import message
 from demur.studies import (
     background_class,
     comparison,
@@ -48,9 +47,7 @@ STUDIES: dict[str, ModuleType] = {
     "neural-rejection": neural_rejection,
     "smoothing": smoothing,
 }
-"""Each has TITLE, SOURCE and Profile. Those on the engine have `plan`; the others have `prepare`,
-`work` and `carry_out`.
-"""
+"""Each has TITLE, SOURCE, Profile and `plan`."""
 
 STORE = "DEMUR_STORE"
 
@@ -96,8 +93,7 @@ def run(
     Returns
     -------
     Path
-        The run's folder, with results.json. A study on the engine also writes records.parquet and
-        measurements.parquet.
+        The run's folder, with results.json, records.parquet and measurements.parquet.
 
     Raises
     ------
@@ -131,13 +127,6 @@ def run(
         device=describe_device(chosen),
         device_asked=device,
     )
-    if not hasattr(module, "plan"):
-        if engine != "local":
-            raise DemurError(f"the study {study} is not on the engine yet: it runs locally only.")
-        material = module.prepare(settings, data_root, seed)
-        with claimed(folder, {**identity, "data": material.fingerprint}):
-            write(_experiment(header, module, settings, material, chosen.type, folder), folder)
-        return folder
     planned = module.plan(settings, data_root, seed)
     header = replace(header, code=code_of(study))
     with claimed(folder, {**identity, "data": planned.data.fingerprint}):
@@ -187,25 +176,6 @@ def _from_records(header: Results, study: Study, outputs: Outputs, folder: Path)
         summary=shown.summary,
         cost=_cost(outputs.costs()),
         warnings=warnings,
-    )
-
-
-def _experiment(
-    header: Results, module: ModuleType, settings: Any, material: Any, device: str, folder: Path
-) -> Results:
-    """Carry out a study that is not on the engine yet."""
-    message(material.taken)
-    with job(module.TITLE, module.work(settings, material)) as progress:
-        current = Run(Store(folder / "cells"), device, header.seed, progress)
-        tables, curves, summary, said = module.carry_out(settings, material, current, folder)
-    return replace(
-        header,
-        data=material.description,
-        tables=tables,
-        curves=curves,
-        summary=summary,
-        cost=_cost(current.costs),
-        warnings=said,
     )
 
 

@@ -213,6 +213,8 @@ def lookup(table: Table) -> dict[str, dict[str, dict[str, float]]]:
         row = found.setdefault(one.group, {}).setdefault(one.row, {})
         row[one.column] = math.nan if one.measured is None else one.measured
     return found
+
+
 def measured_rows(found: Sequence[Row], group: str = "", unit: str = "") -> list[Measurement]:
     """Make figures of a table from rows of a `Measure` that are called "ROW: COLUMN"."""
     figures = []

@@ -1,4 +1,4 @@
-"""Kinds of value that profiles of several experiments hold."""
+"""Kinds of value that profiles of several studies hold."""
 
 from typing import Annotated
 

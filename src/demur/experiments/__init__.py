@@ -1,1 +1,0 @@
-"""The papers as experiments of version 1."""
