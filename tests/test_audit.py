@@ -115,7 +115,7 @@ def test_the_same_request_again_computes_nothing_and_another_one_is_refused(
     again = demur.audit(network, images, ["linf:0.1", "l2:1"], out=found.folder, device="cpu")
     assert again.results.threats == found.results.threats
     monkeypatch.setattr("demur.commands.audit_subject.handshake", never)
-    with pytest.raises(DemurError, match=r"another configuration.*another threats"):
+    with pytest.raises(DemurError, match=r"another configuration.*different: threats"):
         demur.audit(network, images, ["linf:0.2"], out=found.folder, device="cpu")
 
 

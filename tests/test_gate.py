@@ -771,6 +771,7 @@ def test_bad_input_writes_nothing_and_outputs_replace_no_input(call, tmp_path):
 
 
 def test_the_rules_of_the_document_are_rules():
-    (text, *_) = re.findall(r"```toml\n(.*?)```", DOCS, re.DOTALL)
+    short, text, *_ = re.findall(r"```toml\n(.*?)```", DOCS, re.DOTALL)
+    assert parse_rules(short).rule and not parse_rules(short).min_images
     found = parse_rules(text)
     assert found.rule and found.baseline and found.min_images == 200

@@ -52,7 +52,10 @@ Mean = Annotated[
 Std = Annotated[
     str | None, typer.Option("--std", metavar="S,S,S", help="Of each channel, in [0, 1].")
 ]
-Interpolation = Annotated[str | None, typer.Option("--interpolation", metavar="NAME")]
+Interpolation = Annotated[
+    str | None,
+    typer.Option("--interpolation", metavar="NAME", help="bilinear, bicubic, nearest or lanczos."),
+]
 CropPct = Annotated[
     float | None, typer.Option("--crop-pct", metavar="P", help="Share of the side that is kept.")
 ]
@@ -78,7 +81,10 @@ def audit(
     num_samples: Annotated[
         int | None, typer.Option("--num-samples", metavar="N", help="Images. Default: all.")
     ] = None,
-    split: Annotated[str, typer.Option("--split", metavar="NAME")] = "test",
+    split: Annotated[
+        str,
+        typer.Option("--split", metavar="NAME", help="train, test or val, where there are any."),
+    ] = "test",
     label_map: Annotated[
         Path | None,
         typer.Option("--label-map", metavar="FILE", help="The data's classes to the model's."),
@@ -99,7 +105,10 @@ def audit(
             help="Gives a rejection to a model that has none.",
         ),
     ] = None,
-    reject_threshold: Annotated[float | None, typer.Option("--reject-threshold")] = None,
+    reject_threshold: Annotated[
+        float | None,
+        typer.Option("--reject-threshold", metavar="T", help="Of the reject score, in its unit."),
+    ] = None,
     false_rejection_rate: Annotated[
         float | None, typer.Option("--false-rejection-rate", help="Default: 0.02.")
     ] = None,
@@ -223,6 +232,8 @@ def replay(
         shares = [f"{100 * row[name]:.1f}" for name in ("correct", "rejected", "wrong")]
         table.add_row(row["threat"], str(row["n"]), *shares)
     out_console.print(table, markup=False)
+    for note in found.notes:
+        _say(f"Note: {note}")
 
 
 @app.command()

@@ -33,7 +33,7 @@ StoreFolder = Annotated[
         "--store",
         metavar="DIR",
         help="Computed results, which runs may share. Default: DEMUR_STORE, or the folder "
-        "demur-store beside the run's folder.",
+        "demur-store beside the run's folder; store/ in that of an audit.",
     ),
 ]
 ReuseStale = Annotated[

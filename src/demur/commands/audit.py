@@ -197,8 +197,14 @@ def audit(
         "profile": profile,
         "seed": seed,
     }
-    if out:
-        refuse_other(Path(out), request)
+    if max_minutes is not None and not max_minutes > 0:
+        raise DemurError(f"--max-minutes takes a number above 0, not {max_minutes:g}.")
+
+    def ready(images: ImageSource) -> None:
+        """Refuse a folder of another audit before the handshake."""
+        if out:
+            refuse_other(Path(out), {**request, "data": images.fingerprint})
+
     with modes_kept(model, base_model):
         subject = audit_subject.prepare(
             model,
@@ -212,6 +218,7 @@ def audit(
             expect_accuracy=expect_accuracy,
             model_options=dict(model_options or {}),
             data_options=dict(data_options or {}),
+            ready=ready,
         )
         temporary = None if out else TemporaryDirectory(prefix="demur-audit-")
         folder = Path(out) if out else Path(str(temporary and temporary.name))

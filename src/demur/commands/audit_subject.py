@@ -106,8 +106,9 @@ def prepare(
     expect_accuracy: str | None,
     model_options: Mapping[str, Any],
     data_options: Mapping[str, Any],
+    ready: Callable[[ImageSource], None],
 ) -> Subject:
-    """Read the model and the images, and run the handshake; see `demur.audit`."""
+    """Read the model and the images, call `ready`, and run the handshake; see `demur.audit`."""
 
     def shape() -> tuple[int, ...]:
         """Give the shape of the data's own images."""
@@ -128,6 +129,7 @@ def prepare(
         fingerprint = digest(fingerprint, fingerprint_of(classifier))
     if num_samples is not None:
         images = images.sample(num_samples, seed)
+    ready(images)
     sample = _sample(images, seed)
     shown = to_float(sample.read(slice(0, len(sample))))
     with job("handshake", 1) as progress:
@@ -292,6 +294,14 @@ def _rejecting(
         "were asked for."
     )
     return defended, rest, said
+
+
+def normalisation(classifier: Classifier) -> dict[str, list[float]]:
+    """Give mean and std inside a model, for pixels in [0, 1]; empty where there are none."""
+    known = classifier.preprocess
+    if known is None or not known.mean:
+        return {}
+    return {"mean": list(known.mean), "std": list(known.std)}
 
 
 def _try_out(base: LoadedModel, images: Tensor) -> None:

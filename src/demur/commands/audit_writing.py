@@ -10,7 +10,7 @@ import polars as pl
 import torch
 
 from demur.commands.audit_baseline import beside
-from demur.commands.audit_subject import Subject
+from demur.commands.audit_subject import Subject, normalisation
 from demur.data import ImageSet
 from demur.evaluation import counterexamples
 from demur.evaluation.audit_checks import self_tests, verdict
@@ -85,7 +85,7 @@ def _results(
 ) -> AuditResults:
     randomised = subject.handshake.randomised
     checks = self_tests(records, gradients=subject.gradients, randomised=randomised)
-    certain = subject.gradients and not randomised and not missing and not subject.guesses
+    doubts = _doubts(subject, missing)
     said = [line.text for line in subject.handshake.lines if line.state == "note"]
     notes = [*subject.notes, *said]
     parts = dict.fromkeys(step.part for step in missing)
@@ -96,7 +96,9 @@ def _results(
             "(--reuse-stale)."
         )
     notes += _of_ensembles(done, outputs)
-    model = {"name": subject.name, "source": subject.source, "fingerprint": subject.fingerprint}
+    model: dict[str, Any] = {"name": subject.name, "source": subject.source}
+    model["fingerprint"] = subject.fingerprint
+    model["normalisation"] = normalisation(subject.classifier)
     data = {
         "name": subject.images.name,
         "source": subject.data_source,
@@ -112,7 +114,7 @@ def _results(
     }
     return AuditResults(
         schema=SCHEMA,
-        verdict=verdict(checks, certain=certain),
+        verdict=verdict(checks, certain=not doubts),
         model=model,
         data=data,
         threats=_threats(records, done, missing),
@@ -127,8 +129,26 @@ def _results(
         versions=versions(),
         device=about.device,
         curves=_curves(records, done),
+        doubts=doubts,
         baseline=None if about.baseline is None else beside(records, done, about.baseline),
     )
+
+
+def _doubts(subject: Subject, missing: Sequence[Step]) -> list[str]:
+    """Say why the verdict cannot be "sound", whatever the self-tests say."""
+    doubts = []
+    if subject.guesses:
+        doubts.append(
+            "The clean accuracy is hardly above that of guessing. Check --mean, --std, --img-size "
+            "and the order of the classes: attacks on such a model say little."
+        )
+    if not subject.gradients:
+        doubts.append("The model gives only scores: attacks with gradients did not run.")
+    if subject.handshake.randomised:
+        doubts.append("The model is randomised.")
+    if missing:
+        doubts.append("Not all attacks of the plan ran.")
+    return doubts
 
 
 def _threats(

@@ -11,7 +11,7 @@ from torch import nn
 
 from demur.classifier import Classifier, outcomes_of
 from demur.commands.audit_subject import load as load_subject
-from demur.commands.audit_subject import shape_of
+from demur.commands.audit_subject import normalisation, shape_of
 from demur.data.images import to_float
 from demur.data.messages import printable
 from demur.errors import DemurError
@@ -32,10 +32,13 @@ class Replay:
         A row for each threat: `n`, and the shares `correct`, `rejected` and `wrong`.
     outcomes : polars.DataFrame
         The records of the counterexamples, with the new `prediction` and `outcome`.
+    notes : tuple of str
+        What may explain the figures besides the model.
     """
 
     table: pl.DataFrame
     outcomes: pl.DataFrame
+    notes: tuple[str, ...] = ()
 
 
 def replay(
@@ -91,7 +94,26 @@ def replay(
     )
     shares = [(pl.col("outcome") == name).mean().alias(name) for name in OUTCOMES]
     table = rows.group_by("threat", maintain_order=True).agg(pl.len().alias("n"), *shares)
-    return Replay(table, rows)
+    return Replay(table, rows, _differences(audit, classifier))
+
+
+def _differences(audit: str | Path, classifier: Classifier) -> tuple[str, ...]:
+    """Say where the audited model normalised its images otherwise."""
+    before = read(audit).model.get("normalisation")
+    now = normalisation(classifier)
+    if before is None or before == now:
+        return ()
+    return (
+        f"This model normalises images with {_said(now)}, the audited one with {_said(before)}. "
+        "If that is not meant, give the same --mean and --std as for the audit.",
+    )
+
+
+def _said(known: Mapping[str, Any]) -> str:
+    if not known:
+        return "no mean and std"
+    parts = (f"{name} {', '.join(f'{one:g}' for one in known[name])}" for name in ("mean", "std"))
+    return printable(" and ".join(parts), 200)
 
 
 def _predictions(classifier: Classifier, kept: Counterexamples, size: int) -> torch.Tensor:

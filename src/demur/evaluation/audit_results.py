@@ -111,6 +111,8 @@ class AuditResults:
     device: str
     curves: list[dict[str, Any]] = field(default_factory=list)
     baseline: dict[str, Any] | None = None
+    doubts: list[str] = field(default_factory=list)
+    """Why the verdict cannot be "sound", whatever the self-tests say."""
 
 
 _FILE = TypeAdapter(AuditResults)
@@ -147,7 +149,7 @@ def read(folder: Path | str) -> AuditResults:
             raise DemurError(f"{path} is larger than {LARGEST} bytes: it is no audit.")
         return _FILE.validate_json(text)
     except FileNotFoundError as error:
-        raise DemurError(f"{folder} holds no audit: there is no {path.name}. {remedy}") from error
+        raise DemurError(f"{folder} holds no audit: there is no results.json. {remedy}") from error
     except OSError as error:
         raise DemurError(f"cannot read {path}: {error.strerror}.") from error
     except ValidationError as error:

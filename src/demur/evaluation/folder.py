@@ -104,7 +104,7 @@ def _difference(there: str, asked: str) -> str:
     except (ValueError, TypeError, AttributeError):
         return ""
     return (
-        f" (another {' and '.join(names)})" if names and all(map(str.isidentifier, names)) else ""
+        f" (different: {', '.join(names)})" if names and all(map(str.isidentifier, names)) else ""
     )
 
 

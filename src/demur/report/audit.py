@@ -27,8 +27,9 @@ FRAMEWORKS: Final = (
 )
 
 VERDICTS: Final = {
-    "sound": "All self-tests that ran passed: the figures can be defended as an upper bound.",
-    "doubtful": "A self-test leaves doubt: a stronger attack may find more.",
+    "sound": "All self-tests that ran passed: the figures are an upper bound on robustness that can be "
+    "defended.",
+    "doubtful": "There is doubt: a stronger attack may find more.",
     "unsound": "A self-test shows that an attack failed by its own fault: do not call this model "
     "robust by these figures.",
 }
@@ -99,7 +100,7 @@ def sentences(results: AuditResults) -> list[str]:
             f"Without an attack, {_percent(clean, 'correct')} are correct and "
             f"{100 * clean.rejected:.1f} % rejected."
         )
-    return [*found, VERDICTS[results.verdict]]
+    return [*found, VERDICTS[results.verdict], *results.doubts]
 
 
 def _percent(row: ThreatRow, outcome: str) -> str:
