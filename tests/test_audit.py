@@ -9,11 +9,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 import demur
 from demur import Classifier, DemurError, data
+from demur.classifier import Preprocess
 from demur.cli import app
 from demur.commands import audit_models
 from demur.commands.replay import replay, show
@@ -486,3 +488,19 @@ def test_a_folder_that_is_no_audit_is_said(tmp_path):
         read(tmp_path)
     assert Path(tmp_path / "results.json").exists()
     assert isinstance(Step("clean", None, None), Step)
+
+
+def test_a_base_model_of_unknown_size_gets_the_images_of_the_audit(network, tmp_path):
+    """The files of the data differ in size, so that their own size says nothing."""
+    for number in range(4):
+        name = tmp_path / "photos" / "01"[number % 2] / f"{number}.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 256, (28 + number, 30), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(name)
+    other = background_class_network(10, seed=1)
+    model = demur.wrap(network, preprocess=Preprocess((28, 28), channels=1), num_classes=10)
+    model.class_names = tuple("0123456789")
+    found = demur.audit(
+        model, tmp_path / "photos", ["linf:0.1"], base_model=other, device="cpu", profile="quick"
+    )
+    assert "defence-unaware" in found.records["attacker"].to_list()

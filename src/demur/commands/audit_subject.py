@@ -146,7 +146,10 @@ def prepare(
         progress.advance(1, "handshake")
     classifier = shake.classifier
     fingerprint = digest(fingerprint, code_of(classifier), str(shake.randomised))
-    base = None if base_model is None else load(base_model, shape_of(base_model, data), shape)
+    base = None
+    if base_model is not None:
+        # It gets the images of the audit, whatever the size of the files.
+        base = load(base_model, shape_of(base_model, images), lambda: images.image_shape)
     if base is not None:
         _try_out(base, shown)
     if base is not None and base.classifier.num_classes != classifier.num_classes:
