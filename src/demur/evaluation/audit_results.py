@@ -158,13 +158,6 @@ def read(folder: Path | str) -> AuditResults:
         raise DemurError(f"{path} is no audit of demur: {place}: {first['msg']}.") from error
 
 
-def goal_name(goal: str | None) -> str:
-    """Give the name of a goal of a record in results.json."""
-    if goal is None:
-        return "none"
-    return "force-reject" if goal == repr(ForceReject()) else "evade"
-
-
 def within(records: pl.DataFrame, threat: ThreatModel) -> pl.DataFrame:
     """Give the rows whose images the threat allows: those of the threat itself, the clean images,
     and all other attacked images whose change is no larger (R12).

@@ -1,11 +1,10 @@
 """Shares of outcomes as figures of a table and series of a curve, with their intervals."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from statistics import fmean
 
-from demur.evaluation.results import Measurement, Series, Table
+from demur.evaluation.results import Measurement, Series
 from demur.metrics import Rates, spread, wilson_interval
 
 Printed = tuple[float, float | None]
@@ -60,43 +59,10 @@ def share(
     )
 
 
-def triple(
-    row: str,
-    found: Sequence[Rates],
-    group: str = "",
-    paper: Callable[[str], Printed] = lambda column: UNKNOWN,
-) -> Iterable[Measurement]:
-    """Correct, wrong and rejected of one line."""
-    for column, count in OUTCOMES.items():
-        yield share(
-            row, column, [(count(one), one.n) for one in found], group=group, paper=paper(column)
-        )
-
-
-def front(found: Mapping[str, Mapping[str, Sequence[Rates]]], note: str) -> Table:
-    """Make the table from which comparisons of runs are made.
-
-    `found` is {model: {attacker of ATTACKED_BY: outcomes of each repetition}}.
-    """
-    rows = [
-        figure
-        for attacker in ATTACKED_BY
-        for model, by in found.items()
-        if attacker in by
-        for figure in triple(model, by[attacker], group=attacker)
-    ]
-    return Table(FRONT, rows, note)
-
-
 def written(eps: float) -> str:
     """An eps of Linf as the field writes it: 8/255, or .3 as it is."""
     levels = round(255 * eps, 6)
     return f"{levels:g}/255" if levels == int(levels) and levels < 64 else f"{eps:g}"
-
-
-def mean(found: Sequence[Rates], column: str) -> float:
-    """Mean share in % of an outcome over the splits."""
-    return 100 * fmean(OUTCOMES[column](one) / one.n for one in found)
 
 
 def series(name: str, points: Sequence[Rates]) -> Series:
