@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from demur.attacks.book import clear_margin
+from demur.attacks.book import Evaluation, Ts, clear_margin
 from demur.attacks.state import AttackState
 from demur.norms import L1, Ball, Linf, per_image
 
@@ -39,70 +39,76 @@ def falling(step: int, steps: int, first: float, last: float) -> float:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some of the images, and the candidates that are made for them beside the walk.
+class LinearCandidates:
+    """Candidates that are made for images (n, ...) beside the walk.
 
-    `candidate` is the nearest error in the best wanted column, if the classifier is linear. It cost
-    a gradient. `columns` (n, count) are the other columns; each of them costs a gradient.
+    `steps` is the number of gradients of the walk. `candidates` are the nearest errors in the best
+    wanted column, if the classifier is linear: they cost a gradient. `scores` (n, columns) are
+    their float32 scores. `linear` flags the images where the classifier is linear as far as its
+    boundary. There, each of the other `columns` (n, count) costs one more gradient.
     """
 
     state: AttackState
-    candidate: Tensor | None
+    steps: int
+    candidates: Tensor
+    scores: Tensor
+    linear: Tensor
     columns: Tensor
 
-    def gradients(self) -> int:
-        """Count the gradients that the walk cannot have."""
-        return 0 if self.candidate is None else 1 + self.columns.shape[1]
+    def drop(self, walk: AttackState, step: int, *rows: *Ts) -> tuple[*Ts]:
+        """Take the linear images out of the walk when the gradients that are left are those of
+        their candidates. Give the other images' `rows`.
+        """
+        if step != self.steps - self.columns.shape[1]:
+            return rows
+        return walk.select(torch.nonzero(~self.linear).flatten(), *rows)
 
     def finish(self) -> None:
-        """Evaluate the candidates, and shorten the best change to the boundary."""
-        if self.candidate is not None:
-            self.state.evaluate(self.candidate)
-        for column in self.columns.unbind(1):
-            self.state.evaluate(_candidate(self.state, column)[0])
+        """Count the candidates, make those of the other columns, and shorten the best change to the
+        boundary.
+        """
+        if len(self.candidates):
+            self.state.evaluate(self.candidates, scores=self.scores)
+        index = torch.nonzero(self.linear).flatten()
+        part = self.state.part()
+        (columns,) = part.select(index, self.columns)
+        for column in columns.unbind(1) if len(index) else ():
+            candidates, _, there = _candidates(part, column)
+            part.evaluate(candidates, scores=there.scores)
         self.state.shorten()
 
 
-def linear_parts(state: AttackState, steps: int) -> list[Part]:
-    """Split the images: those where the classifier is linear as far as its boundary, and others.
+def linear_candidates(state: AttackState, steps: int) -> LinearCandidates:
+    """Make the candidates of the best wanted column, and find where the classifier is linear.
 
-    The first ones get candidates for the `COLUMNS` best wanted columns, the others for the best
-    one.
+    An attack of few steps makes no candidates.
     """
     if steps < FEWEST_STEPS or not len(state.images):
-        return [Part(state, None, state.labels[:, None][:, :0])]
-    scores = state.evaluate(state.images).scores
-    wanted = state.goal.wanted(scores, state.labels, state.num_classes)
-    order = scores.masked_fill(~wanted, -torch.inf).argsort(dim=1, descending=True)
-    if state.toward is not None:
-        order = state.toward[:, None]
-    count = min(int(wanted.sum(1).min()), order.shape[1], COLUMNS)
-    candidate, linear = _candidate(state, order[:, 0])
-    split = [
-        (torch.nonzero(linear).flatten(), order[:, 1:count]),
-        (torch.nonzero(~linear).flatten(), order[:, :0]),
-    ]
-    parts = []
-    for index, columns in split:
-        if len(index):
-            part = state.part()
-            candidates, columns = part.select(index, candidate, columns)
-            parts.append(Part(part, candidates, columns))
-    return parts
+        none = torch.zeros_like(state.labels, dtype=torch.bool)
+        nothing = state.images[:0]
+        return LinearCandidates(state, steps, nothing, nothing, none, none[:, None][:, :0])
+    candidates, clean, there = _candidates(state, state.toward)
+    wanted = state.goal.wanted(clean.scores, state.labels, state.num_classes)
+    order = clean.scores.masked_fill(~wanted, -torch.inf).argsort(dim=1, descending=True)
+    count = 1 if state.toward is not None else min(int(wanted.sum(1).min()), COLUMNS)
+    foreseen = (clean.gradient * (candidates - state.images)).flatten(1).sum(1)
+    linear = (there.loss - clean.loss - foreseen).abs() <= LINEAR * foreseen.abs()
+    columns = order[:, 1:count]
+    return LinearCandidates(state, steps - 1, candidates, there.scores, linear, columns)
 
 
-def _candidate(state: AttackState, column: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the nearest error of a linear classifier in a column (n,), and where it is linear."""
+def _candidates(state: AttackState, column: Tensor | None) -> tuple[Tensor, Evaluation, Evaluation]:
+    """Give the nearest errors of a linear classifier in a column (n,), or else in the best wanted
+    one. Also give what is known of the clean images and of these errors.
+    """
     part = state.part()
     part.toward = column
     part.pursuit = replace(state.pursuit, loss="margin")
-    seen = part.value_and_gradient(part.images, record=False)
-    lack = BEYOND * (state.pursuit.confidence - seen.loss + clear_margin(seen.scores))
-    change = _nearest(state.ball, seen.gradient, lack.clamp(min=0))
-    candidate = state.ball.project(state.images + change)
-    foreseen = (seen.gradient * (candidate - state.images)).flatten(1).sum(1)
-    there = part.evaluate(candidate, record=False).loss
-    return candidate, (there - seen.loss - foreseen).abs() <= LINEAR * foreseen.abs()
+    clean = part.value_and_gradient(part.images, record=False)
+    lack = BEYOND * (state.pursuit.confidence - clean.loss + clear_margin(clean.scores))
+    change = _nearest(state.ball, clean.gradient, lack.clamp(min=0))
+    candidates = state.ball.project(state.images + change)
+    return candidates, clean, part.evaluate(candidates, record=False)
 
 
 def _nearest(ball: Ball, gradient: Tensor, lack: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from demur.attacks.base import MinimumNormAttack
 from demur.attacks.book import Evaluation
-from demur.attacks.boundary import BEYOND, falling, linear_parts
+from demur.attacks.boundary import BEYOND, LinearCandidates, falling, linear_candidates
 from demur.attacks.checks import check_fractions, check_positive
 from demur.attacks.sigma_zero import restore_pixels
 from demur.attacks.state import AttackState
@@ -70,14 +70,18 @@ class DDN(MinimumNormAttack):
     def search(self, state: AttackState) -> None:
         """Walk along the boundary."""
         state.drop_solved()
-        for part in linear_parts(state, self.steps):
-            self._walk(part.state, self.steps - part.gradients())
-            part.finish()
+        linear = linear_candidates(state, self.steps)
+        self._walk(state.part(), linear)
+        linear.finish()
 
-    def _walk(self, state: AttackState, steps: int) -> None:
+    def _walk(self, state: AttackState, linear: LinearCandidates) -> None:
         current = state.images
         eps = torch.full_like(state.ball.eps, self.initial_eps)
+        steps = linear.steps
         for step in range(steps):
+            current, eps = linear.drop(state, step, current, eps)
+            if not len(current):
+                return
             seen = state.value_and_gradient(current)
             eps = eps * torch.where(seen.success, 1 - self.gamma, 1 + self.gamma)
             gradient = seen.gradient
@@ -146,28 +150,32 @@ class FMN(MinimumNormAttack):
         """Walk along the boundary."""
         state.drop_solved()
         if isinstance(state.ball, L0):
-            self._walk(state, self.steps)
+            self._walk(state)
             restore_pixels(state)
             return
-        for part in linear_parts(state, self.steps):
-            self._walk(part.state, self.steps - part.gradients())
-            part.finish()
+        linear = linear_candidates(state, self.steps)
+        self._walk(state.part(), linear)
+        linear.finish()
 
-    def _walk(self, state: AttackState, steps: int) -> None:
+    def _walk(self, state: AttackState, linear: LinearCandidates | None = None) -> None:
         l0 = isinstance(state.ball, L0)
         first = self.step_size or (10.0 if isinstance(state.ball, Linf) else 1.0)
         current = state.starting_points
-        whole = state.ball.eps
-        eps = torch.ones_like(whole) if l0 else torch.full_like(whole, torch.inf)
+        eps = torch.full_like(state.ball.eps, 1.0 if l0 else torch.inf)
         resize = _resize_l0 if l0 else _resize
+        steps = self.steps if linear is None else linear.steps
         for step in range(steps):
+            if linear is not None:
+                current, eps = linear.drop(state, step, current, eps)
+            if not len(current):
+                return
             seen = state.value_and_gradient(current)
             gradient = seen.gradient
             if state.ball.mask is not None:
                 gradient = gradient * state.ball.mask
             gamma = falling(step, steps, self.gamma, 0.001)
             eps = resize(state, eps, gamma, current, seen._replace(gradient=gradient))
-            eps = eps.clamp(min=0).minimum(whole)
+            eps = eps.clamp(min=0).minimum(state.ball.eps)
             # The length of a step is Euclidean in every norm. A zero gradient gives no step.
             length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
             reach = falling(step, steps, first, first / 100) / length

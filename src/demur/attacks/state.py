@@ -178,16 +178,18 @@ class AttackState:
         return scores, loss if extra is None else loss + extra.to(loss)
 
     @torch.no_grad()
-    def evaluate(self, candidates: Tensor, record: bool = True) -> Evaluation:
-        """Compute loss and success at candidates (n, C, H, W) in float32: one forward pass.
-
-        With `record`, the best of them are kept.
+    def evaluate(
+        self, candidates: Tensor, record: bool = True, scores: Tensor | None = None
+    ) -> Evaluation:
+        """Compute loss and success at candidates (n, C, H, W) in float32: one forward pass, or none
+        where the scores are known. With `record`, the best of them are kept.
         """
-        scores = self._classifier(candidates)
+        if scores is None:
+            scores = self._classifier(candidates)
+            self._count(forwards=1)
         loss = self._loss(scores)
         if self.regularizer is not None:
             loss = loss + self.regularizer(candidates).to(loss)
-        self._count(forwards=1)
         success = self._success(scores)
         if record:
             success = self._record(candidates, scores, loss, success)
