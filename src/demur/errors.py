@@ -4,17 +4,54 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def one_line(value: object, limit: int | None = None) -> str:
+    """Give the text of a value on one line, without control characters.
+
+    Text of a file from an untrusted source reaches a terminal through this function only.
+
+    Parameters
+    ----------
+    value : object
+        A path, a class name, an exception.
+    limit : int, optional
+        Largest number of characters. The middle of a longer text is left out, so that the name of
+        a file stays readable.
+
+    Returns
+    -------
+    str
+        The text. Escape sequences, and bytes of a file name that are not UTF-8, become "?".
+
+    Examples
+    --------
+    >>> one_line("two" + chr(10) + "lines" + chr(27) + "[31m")
+    'two lines?[31m'
+    >>> one_line("a" * 50 + "b" * 50, limit=13)
+    'aaaaa...bbbbb'
+    """
+    # Line breaks and tabs become spaces; other spaces of a file name stay.
+    text = " ".join(str(value).splitlines()).replace("\t", " ")
+    line = "".join(letter if letter.isprintable() else "?" for letter in text)
+    if limit is None or len(line) <= limit:
+        return line
+    half = (limit - 3) // 2
+    return f"{line[:half]}...{line[-half:]}"
+
+
 class DemurError(ValueError):
     """Bad input or a missing resource.
 
-    The message is one line. The command line prints it and exits with code 2.
+    The message is one line, whatever it quotes. The command line prints it and exits with code 2.
 
     Examples
     --------
     >>> from demur.errors import DemurError
-    >>> issubclass(DemurError, ValueError)
-    True
+    >>> print(DemurError("no class " + chr(27) + "[2J"))
+    no class ?[2J
     """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class DemurWarning(UserWarning):

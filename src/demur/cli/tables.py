@@ -16,7 +16,7 @@ def table_of(title: str, rows: "list[Measurement]") -> Table:
     table = Table(
         title=title,
         title_justify="left",
-        caption="\\[the paper's figure]" if any(row.paper is not None for row in rows) else None,
+        caption="[the paper's figure]" if any(row.paper is not None for row in rows) else None,
     )
     grouped = any(line.group for line in lines)
     if grouped:

@@ -11,6 +11,7 @@ from demur.errors import DemurError
 from demur.evaluation.audit_plan import Step
 from demur.evaluation.audit_results import read, within
 from demur.evaluation.gate_rules import CLEAN
+from demur.evaluation.records import decoding_records, read_parquet
 from demur.threat import ThreatModel, as_threat
 
 
@@ -39,12 +40,10 @@ def beside(records: pl.DataFrame, done: Sequence[Step], baseline: Path) -> dict[
         If the folder holds no audit, or no image is in both.
     """
     earlier = read(baseline)
-    try:
-        old = pl.read_parquet(baseline / "records.parquet")
+    path = baseline / "records.parquet"
+    with decoding_records(path):
+        old = read_parquet(path)
         before = [(threat, _wrong(old, threat)) for threat in _asked(earlier.threats)]
-    except (OSError, pl.exceptions.PolarsError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise DemurError(f"cannot read the records of the baseline {baseline}: {said}") from error
     own = {step.threat for step in done}
     rows = [_row(one, _wrong(records, one), wrong) for one, wrong in before if one in own]
     images = max((row["n"] for row in rows), default=0)

@@ -12,12 +12,11 @@ from demur.evaluation.audit_results import AuditResults, read
 from demur.evaluation.gate import Decision, GateResult, conclude, decide_rule, rows_of
 from demur.evaluation.gate_baseline import belongs, decide_increase, pair
 from demur.evaluation.gate_rules import SEEKS_ERRORS, BaselineRule, Rules, parse_rules
-from demur.evaluation.records import SCHEMA
+from demur.evaluation.records import SCHEMA, decoding_records, read_parquet
 from demur.files import write_text, writing
 from demur.report.junit import badge_of, junit_of, markdown_of
+from demur.untrusted import read_text
 
-LARGEST: Final = 1 << 20
-"""Bytes of a rules file."""
 COLUMNS: Final = (
     *("dataset", "split", "repeat", "index", "image", "label", "outcome"),
     *("attack", "norm", "eps", "goal", "linf", "l2", "l1", "l0"),
@@ -64,7 +63,7 @@ def gate(
     >>> from demur.commands.gate import gate
     >>> gate("runs/missing", "gate.toml")
     Traceback (most recent call last):
-    demur.errors.DemurError: cannot read the rules gate.toml: No such file or directory.
+    demur.errors.DemurError: there is no file gate.toml.
     """
     folder = Path(run)
     file = Path(rules)
@@ -91,17 +90,9 @@ def gate(
 
 
 def _read_rules(file: Path) -> Rules:
+    text = read_text(file)
     try:
-        with file.open("rb") as opened:
-            content = opened.read(LARGEST + 1)
-    except OSError as error:
-        raise DemurError(f"cannot read the rules {file}: {error.strerror}.") from error
-    if len(content) > LARGEST:
-        raise DemurError(f"the rules {file} are larger than {LARGEST} bytes.")
-    try:
-        return parse_rules(content.decode())
-    except UnicodeDecodeError as error:
-        raise DemurError(f"the rules {file} are not UTF-8 text.") from error
+        return parse_rules(text)
     except DemurError as error:
         raise DemurError(f"the rules {file}: {error}") from error
 
@@ -161,17 +152,15 @@ def _records(run: Path, audit: AuditResults, keys: Sequence[str]) -> pl.DataFram
     """Read the records beside results.json, and check that they belong to it."""
     path = (run if run.is_dir() else run.parent) / "records.parquet"
     types = pl.Schema({name: SCHEMA[name] for name in COLUMNS})
-    try:
-        # Another program may have stored an outcome as a plain or categorical text.
-        found = pl.read_parquet(path, columns=list(COLUMNS))
-        records = found.with_columns(pl.col("outcome").cast(pl.String)).cast(types)
-    except OSError as error:
+    if not path.exists():
         raise DemurError(
-            f"cannot read {path}: {error.strerror or 'it is missing'}. The comparison with a "
-            "baseline needs the records of both audits beside their results.json."
-        ) from error
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise DemurError(f"{path} has no records of an audit: {printable(error, 120)}.") from error
+            f"cannot read {path}: it is missing. The comparison with a baseline needs the records "
+            "of both audits beside their results.json."
+        )
+    with decoding_records(path):
+        # Another program may have stored an outcome as a plain or categorical text.
+        found = read_parquet(path, COLUMNS)
+        records = found.with_columns(pl.col("outcome").cast(pl.String)).cast(types)
     rows = rows_of(audit)
     for key in keys:
         if not belongs(records, rows[key]):

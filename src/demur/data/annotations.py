@@ -1,12 +1,13 @@
 """Readers of JSON and CSV files with the boxes and the classes of photographs."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
+from demur.data.messages import printable, quoted
 from demur.errors import DemurError
 from demur.masks import Box
+from demur.untrusted import read_json, read_text
 
 _COLUMNS = ("file", "left", "top", "right", "bottom")
 
@@ -51,22 +52,16 @@ def read_annotations(path: Path) -> dict[str, dict[str, Any]]:
     Other keys are, for example, `class_index`, `wnid` and `label`. The format is that of
     `read_boxes`.
     """
+    content = read_text(path) if path.suffix.lower() == ".csv" else read_json(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        return _from_csv(text) if path.suffix.lower() == ".csv" else _from_json(text)
-    except OSError as error:
-        raise DemurError(f"cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise DemurError(f"{path} is not a text file.") from error
-    except (DemurError, ValueError) as error:
-        raise DemurError(f"{path}: {error}") from error
+        return _from_csv(content) if isinstance(content, str) else _from_json(content)
+    except DemurError as error:
+        raise DemurError(f"{printable(path)}: {error}") from error
+    except csv.Error as error:
+        raise DemurError(f"{printable(path)} is not a CSV file: {error}.") from error
 
 
-def _from_json(text: str) -> dict[str, dict[str, Any]]:
-    try:
-        entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DemurError(f"it is not JSON ({error}).") from error
+def _from_json(entries: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(entries, dict):
         raise DemurError('it must be an object: {"name.jpg": [left, top, right, bottom], ...}.')
     found = {}
@@ -89,7 +84,7 @@ def _from_csv(text: str) -> dict[str, dict[str, Any]]:
         )
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
-        name = line["file"]
+        name = line["file"] or ""
         about = {
             key: value for key, value in line.items() if key not in _COLUMNS and key is not None
         }
@@ -105,11 +100,11 @@ def _box(values: Any, name: str) -> Box:
         box = (round(left), round(top), round(right), round(bottom))
     except (TypeError, ValueError, OverflowError) as error:
         raise DemurError(
-            f"the box of {name} is {values!r}, not [left, top, right, bottom] in pixels."
+            f"the box of {printable(name)} is {quoted(values)}, not [left, top, right, bottom] in pixels."
         ) from error
     if box[0] > box[2] or box[1] > box[3]:
         raise DemurError(
-            f"the box of {name} is {values!r}: right is less than left, or bottom less than top. "
+            f"the box of {printable(name)} is {quoted(values)}: right is less than left, or bottom less than top. "
             "Is it left, top, width, height?"
         )
     return box

@@ -15,10 +15,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from demur.data.messages import printable
 from demur.errors import DemurError
+from demur.untrusted import PIXELS, check_limit, check_regular
 
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
-_REFUSED_FORMATS = ("EPS",)  # Pillow runs Ghostscript on them, and they are programs
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI"),
+    *("TGA", "TIFF", "WEBP"),
+)
+"""Pillow's names of the formats that are read. Pillow knows more: EPS, which is a program that it
+gives to Ghostscript; icons, which hold a second image; documents; and formats of laboratories."""
+
+_SCALED_TO_16_BITS = ("PNG", "PPM")
+"""Formats whose integer pixels reach to 65535, whatever type Pillow gives them."""
 
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
@@ -27,7 +36,7 @@ _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
 def readable_formats() -> tuple[str, ...]:
     """Name the formats that are read."""
     Image.init()
-    return tuple(kind for kind in Image.OPEN if kind not in _REFUSED_FORMATS)
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)  # AVIF may be left out of a build
 
 
 def image_files(folder: Path) -> tuple[list[Path], int]:
@@ -80,14 +89,32 @@ def irregular(path: Path) -> DemurError:
 
 @contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
-    """Open an image file. Any failure of the block becomes a DemurError that names the file."""
+    """Open a file of one image. Any failure of the block becomes a DemurError that names the file.
+
+    Its size is checked before its pixels are decoded.
+    """
+    try:
+        check_regular(file)
+    except DemurError as error:
+        raise DemurError(f"cannot read {printable(file)} as an image: {error}") from error
     try:
         with Image.open(file, formats=readable_formats()) as image:
+            check_limit(printable(file), image.width * image.height, PIXELS, "pixels")
+            _check_still(image, file)
             yield image
     except DemurError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in Pillow
         raise unreadable(file, error) from error
+
+
+def _check_still(image: Image.Image, file: Path) -> None:
+    """Refuse an animation and a file of several images: none of them is the right one."""
+    # An MPO file of a camera holds previews beside the photograph.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise DemurError(
+            f"{printable(file)} is animated, or holds several images: save one of them alone."
+        )
 
 
 def unreadable(file: Path, error: Exception) -> DemurError:
@@ -106,15 +133,15 @@ def read_image(file: Path) -> NDArray[np.uint8]:
     with opened(file) as untouched:
         image = ImageOps.exif_transpose(untouched)
         grey = image.mode in _GREY_MODES
+        if image.mode == "F" or (image.mode == "I" and untouched.format not in _SCALED_TO_16_BITS):
+            kind = "floating-point" if image.mode == "F" else "32-bit"
+            raise DemurError(
+                f"{printable(file)} has {kind} pixels of unknown range. Save it with 8 or 16 bits."
+            )
         if image.mode.startswith("I"):
             # 16 bits; the conversion of Pillow would clip them at 255.
-            deep = np.asarray(image, dtype=np.float64).clip(0, 65535)
-            return np.rint(deep / 257).astype(np.uint8)
-        if image.mode == "F":
-            raise DemurError(
-                f"{printable(file)} has floating-point pixels of unknown range. "
-                "Save it with 8 or 16 bits."
-            )
+            deep = np.asarray(image, dtype=np.int32)
+            return ((deep + 128) // 257).astype(np.uint8)  # to the nearest: 257 is odd
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -55,9 +55,12 @@ class Download:
     unpack: Callable[[Path], object]
 
 
+# One of torchvision's mirrors is plain http.
+_MIRRORS = tuple(url for url in datasets.MNIST.mirrors if url.startswith("https://"))
+
 MNIST = Download(
     tuple(
-        Archive(f"MNIST/raw/{file}", md5, tuple(mirror + file for mirror in datasets.MNIST.mirrors))
+        Archive(f"MNIST/raw/{file}", md5, tuple(mirror + file for mirror in _MIRRORS))
         for file, md5 in datasets.MNIST.resources
     ),
     12,
@@ -115,7 +118,7 @@ def _fetch(archive: Archive, root: Path) -> None:
     faults = []
     for url in archive.urls:
         try:
-            _stream(url, path)
+            stream(url, path)
         except (OSError, HTTPException) as error:
             faults.append(f"{url}: {' '.join(str(error).split()) or type(error).__name__}")
             continue
@@ -129,7 +132,14 @@ def _fetch(archive: Archive, root: Path) -> None:
     )
 
 
-def _stream(url: str, path: Path) -> None:
+def stream(url: str, path: Path) -> None:
+    """Download an address into a file, with a bound on the time without an answer.
+
+    Raises
+    ------
+    OSError, HTTPException
+        If the server does not answer, or the connection breaks.
+    """
     request = Request(url, headers={"User-Agent": "demur"})
     with urlopen(request, timeout=TIMEOUT_SECONDS) as response, path.open("wb") as file:
         size = float(response.headers.get("Content-Length") or 0)

@@ -3,19 +3,21 @@
 The files may come from an untrusted source: nothing is unpickled, and all content is checked.
 """
 
-import zipfile
-import zlib
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor
 
+from demur.data.archives import Archive, open_archive
 from demur.data.decoding import image_files, read_image
 from demur.data.images import ImageSet
+from demur.data.listing import check_names
+from demur.data.messages import printable
 from demur.errors import DemurError
+from demur.untrusted import ARRAYS, check_limit
 
 MOST_CLASSES = 100_000
 """Bound of a label. No data set has more classes: a larger label is a sign of a damaged file."""
@@ -80,72 +82,35 @@ def read_npz(path: Path, split: str = "train", class_names: tuple[str, ...] = ()
     """
     if not path.is_file():
         raise DemurError(f"there is no file {path}.")
-    try:
-        opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, NpzFile):
-            raise DemurError(
-                "it holds a single array, not an npz archive; "
-                "save it with numpy.savez(images=..., labels=...)."
-            )
-        with opened as archive:
-            prefix = _prefix(archive, split)
-            images = _uint8_images(_array(archive, f"{prefix}images"))
-            labels = _int64_labels(_array(archive, f"{prefix}labels"))
-            return ImageSet(images, labels, class_names or _class_names(archive), path.stem)
-    except DemurError as error:
-        raise type(error)(f"{path}: {error}") from error
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        EOFError,
-        OSError,
-        MemoryError,
-        RuntimeError,
-    ) as error:
-        raise DemurError(
-            f"{path} is not a complete npz archive (truncated, damaged or of another format). "
-            "Replace the file."
-        ) from error
+    with open_archive(path) as archive:
+        prefix = _prefix(archive, split)
+        images = _uint8_images(archive.read(f"{prefix}images"))
+        labels = _int64_labels(archive.read(f"{prefix}labels"))
+        return ImageSet(images, labels, class_names or _class_names(archive), path.stem)
 
 
-def _prefix(archive: NpzFile, split: str) -> str:
+def _prefix(archive: Archive, split: str) -> str:
     """Return the prefix of the names of the split's arrays."""
-    has_splits = "train_images" in archive.files or "test_images" in archive.files
-    has_any = any(name.startswith(f"{split}_") for name in archive.files)
-    if split != "train" and not has_any and (has_splits or "images" in archive.files):
+    has_splits = "train_images" in archive.names or "test_images" in archive.names
+    has_any = any(name.startswith(f"{split}_") for name in archive.names)
+    if split != "train" and not has_any and (has_splits or "images" in archive.names):
         raise no_split("it", split)
     return f"{split}_" if has_splits else ""
 
 
-def _class_names(archive: NpzFile) -> tuple[str, ...]:
-    if "class_names" in archive.files:
-        return tuple(map(str, _array(archive, "class_names").astype(str).flatten()))
+def _class_names(archive: Archive) -> tuple[str, ...]:
+    if "class_names" in archive.names:
+        names = archive.read("class_names")
+        if names.size > MOST_CLASSES or names.dtype.kind not in "USiu":
+            raise DemurError("its class_names are no list of names.")
+        texts = tuple(map(str, names.astype(str).flatten()))
+        if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+            raise DemurError("its class_names are damaged: they hold half a character.")
+        return texts
     # Both splits share one numbering, although one of them may lack the last classes.
-    names = [name for name in ("labels", "train_labels", "test_labels") if name in archive.files]
-    largest = max(int(_int64_labels(_array(archive, name)).max()) for name in names)
+    known = [name for name in ("labels", "train_labels", "test_labels") if name in archive.names]
+    largest = max(int(_int64_labels(archive.read(name)).max()) for name in known)
     return tuple(map(str, range(largest + 1)))
-
-
-def _array(archive: NpzFile, name: str) -> _Array:
-    if name not in archive.files:
-        raise DemurError(
-            f"it has no array {name!r}, only {', '.join(sorted(archive.files)) or 'nothing'}; "
-            "it needs images and labels, or train_images, train_labels, test_images and "
-            "test_labels."
-        )
-    try:
-        array = archive[name]
-    except ValueError as error:
-        if "Object arrays" not in str(error):
-            raise
-        raise DemurError(
-            f"its array {name!r} holds Python objects, which can run code when they are read. "
-            "Save numbers only."
-        ) from error
-    if not isinstance(array, np.ndarray):
-        raise DemurError(f"its member {name!r} is not an array.")
-    return array
 
 
 def _uint8_images(pixels: _Array) -> Tensor:
@@ -166,18 +131,29 @@ def _uint8_images(pixels: _Array) -> Tensor:
             )
         pixels = pixels.transpose(0, 3, 1, 2)
     if pixels.dtype.kind == "f":
-        if not np.isfinite(pixels).all():
+        return torch.from_numpy(_rounded(pixels))
+    if pixels.dtype != np.uint8:
+        raise DemurError(f"its images are {pixels.dtype}; they must be uint8, or floats in [0, 1].")
+    return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def _rounded(pixels: _Array) -> NDArray[np.uint8]:
+    """Round floats in [0, 1] to 8 bits, a few images at a time: each step makes a copy."""
+    rounded = np.empty(pixels.shape, np.uint8)
+    each = max(1, (1 << 24) // max(1, pixels[0].nbytes))
+    for start in range(0, len(pixels), each):
+        part = pixels[start : start + each]
+        if not np.isfinite(part).all():
             raise DemurError("its images contain NaN or infinite pixels.")
-        low = float(pixels.min())
-        high = float(pixels.max())
+        low = float(part.min())
+        high = float(part.max())
         if low < 0 or high > 1:
             raise DemurError(
                 f"its float images must lie in [0, 1], but reach from {low:g} to {high:g}."
             )
-        pixels = np.rint(pixels.astype(np.float32, copy=False) * np.float32(255)).astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise DemurError(f"its images are {pixels.dtype}; they must be uint8, or floats in [0, 1].")
-    return torch.from_numpy(np.ascontiguousarray(pixels))
+        scaled = np.rint(part.astype(np.float32, copy=False) * np.float32(255))
+        rounded[start : start + each] = scaled.astype(np.uint8)
+    return rounded
 
 
 def _int64_labels(labels: _Array) -> Tensor:
@@ -239,29 +215,38 @@ def read_folder(path: Path, split: str = "train") -> ImageSet:
     classes = sorted(
         folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")
     )
-    pixels: list[NDArray[np.uint8]] = []
+    check_names(classes)
+    files: list[Path] = []
     labels: list[int] = []
-    first: Path | None = None
     for label, folder in enumerate(classes):
-        files, _ = image_files(folder)
-        if not files:
+        found, _ = image_files(folder)
+        if not found:
             raise DemurError(
                 f"{folder} has no images; each subfolder of {path} is a class and needs some."
             )
-        first = first or files[0]
-        for file in files:
-            pixels.append(read_image(file))
-            if pixels[-1].shape[:2] != pixels[0].shape[:2]:
-                sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (pixels[0], pixels[-1])]
-                raise DemurError(
-                    f"images differ in size: {first} is {sizes[0]}, {file} is {sizes[1]}. "
-                    "Bring them to one size."
-                )
-        labels += [label] * len(files)
+        files += found
+        labels += [label] * len(found)
     if len(classes) < 2:
         raise DemurError(f"{path} has {len(classes)} subfolders; it needs one for each class.")
     names = tuple(folder.name for folder in classes)
-    return ImageSet(_stacked(pixels), torch.tensor(labels), names, path.resolve().name)
+    pixels = _read_all(files, path)
+    return ImageSet(pixels, torch.tensor(labels), names, printable(path.resolve().name))
+
+
+def _read_all(files: list[Path], folder: Path) -> Tensor:
+    pixels: list[NDArray[np.uint8]] = []
+    for file in files:
+        pixels.append(read_image(file))
+        size = pixels[-1].shape[:2]
+        if size != pixels[0].shape[:2]:
+            sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (pixels[0], pixels[-1])]
+            raise DemurError(
+                f"images differ in size: {files[0]} is {sizes[0]}, {file} is {sizes[1]}. "
+                "Bring them to one size."
+            )
+        if len(pixels) == 1:
+            check_limit(printable(folder), len(files) * prod(size), ARRAYS, "pixels")
+    return _stacked(pixels)
 
 
 def _stacked(pixels: list[NDArray[np.uint8]]) -> Tensor:

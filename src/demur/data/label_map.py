@@ -1,7 +1,6 @@
 """Maps from the classes of data to the classes of a model."""
 
 import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,10 @@ from demur.data.formats import MOST_CLASSES
 from demur.data.listing import is_number
 from demur.data.messages import printable, quoted
 from demur.errors import DemurError
+from demur.untrusted import read_json, read_text
 
 Names = str | Sequence[str]
 """The name of a class, or several names of it, of which the first one is shown."""
-
-_LARGEST_FILE = 1 << 24
-"""Bytes."""
 
 _FORM = "a label map has a line data class,model class, or is a JSON object of such pairs"
 
@@ -154,18 +151,10 @@ def read_label_map(path: Path) -> dict[str, str | int]:
     {'red fish': 'goldfish'}
     """
     title = printable(path)
-    try:
-        if not path.is_file():
-            raise DemurError(f"there is no label map {title}.")
-        if path.stat().st_size > _LARGEST_FILE:
-            raise DemurError(f"{title} is larger than {_LARGEST_FILE} bytes: it is no label map.")
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DemurError(f"cannot read {title}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise DemurError(f"{title} is not a text file in UTF-8.") from error
+    if not path.is_file():
+        raise DemurError(f"there is no label map {title}.")
     is_json = path.suffix.lower() == ".json"
-    pairs = _from_json(text, title) if is_json else _from_csv(text, title)
+    pairs = _from_json(path, title) if is_json else _from_csv(read_text(path), title)
     label_map: dict[str, str | int] = {}
     for name, target in pairs:
         if name in label_map:
@@ -176,12 +165,12 @@ def read_label_map(path: Path) -> dict[str, str | int]:
     return label_map
 
 
-def _from_json(text: str, title: str) -> list[tuple[str, str | int]]:
+def _from_json(path: Path, title: str) -> list[tuple[str, str | int]]:
     try:
         # The object as pairs, so that a class that stands twice is seen.
-        pairs: list[tuple[str, str | int]] = json.loads(text, object_pairs_hook=lambda pairs: pairs)
-    except (ValueError, RecursionError) as error:
-        raise DemurError(f"{title} is not JSON; {_FORM}.") from error
+        pairs: list[tuple[str, str | int]] = read_json(path, pairs=lambda pairs: pairs)
+    except DemurError as error:
+        raise DemurError(f"{error} For a label map: {_FORM}.") from error
     is_object = isinstance(pairs, list) and all(isinstance(one, tuple) for one in pairs)
     if not is_object or any(type(target) not in (str, int) for _, target in pairs):
         raise DemurError(

@@ -4,6 +4,7 @@ import csv
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from demur.data.decoding import image_files, irregular
 from demur.data.messages import printable, quoted
 from demur.errors import DemurError, unknown
+from demur.untrusted import MANIFEST, opened
 
 TRAINING = ("train", "training")
 VALIDATION = ("val", "valid", "validation", "eval", "evaluation")
@@ -97,6 +99,7 @@ def list_folder(path: Path, split: str) -> Listing:
     if not folders:
         raise _no_classes(place)
     by_name = {folder.name: folder for folder in folders}
+    check_names(folders)
     classes = class_order(list(by_name))
     _, ignored = _beside(place)
     paths: list[str] = []
@@ -117,6 +120,18 @@ def list_folder(path: Path, split: str) -> Listing:
             "images, or outside the folders of the classes."
         )
     return Listing(tuple(paths), tuple(classes), torch.tensor(members), tuple(filter(None, notes)))
+
+
+def check_names(folders: Sequence[Path]) -> None:
+    """Refuse names of classes that are not UTF-8: no file of results can hold them."""
+    for folder in folders:
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError as error:
+            raise DemurError(
+                f"the name of the folder {printable(folder)} is not UTF-8. Rename it: it is the "
+                "name of a class."
+            ) from error
 
 
 def _folders(path: Path) -> list[Path]:
@@ -221,8 +236,8 @@ def list_manifest(path: Path) -> Listing:
 def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """Give line number, path and label of each line of a manifest."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as content:
-            reader = csv.reader(content)
+        with opened(path, MANIFEST) as file:
+            reader = csv.reader(TextIOWrapper(file, encoding="utf-8-sig", newline=""))
             columns: tuple[int, int] | None = None
             width = 2
             for row in reader:
@@ -240,8 +255,6 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
                         f"separated by commas, not {max(width, 2)}; {_MANIFEST}."
                     )
                 yield reader.line_num, row[columns[0]], row[columns[1]].strip()
-    except OSError as error:
-        raise DemurError(f"cannot read {printable(path)}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise DemurError(f"{printable(path)} is not a text file in UTF-8.") from error
     except csv.Error as error:

@@ -1,5 +1,7 @@
 """Parts of messages about what comes from a user's files: bounded, on one line, printable."""
 
+from demur.errors import one_line
+
 
 def printable(value: object, limit: int = 200) -> str:
     """Give the text of a value on one line, bounded, without control characters.
@@ -24,12 +26,7 @@ def printable(value: object, limit: int = 200) -> str:
     >>> printable("a" * 50 + "b" * 50, limit=13)
     'aaaaa...bbbbb'
     """
-    # Surrogates stand for bytes of a file name that are not UTF-8: they cannot be printed.
-    line = "".join(letter if letter.isprintable() else "?" for letter in _on_one_line(value))
-    if len(line) <= limit:
-        return line
-    half = (limit - 3) // 2
-    return f"{line[:half]}...{line[-half:]}"
+    return one_line(value, limit)
 
 
 def quoted(value: object, limit: int = 60) -> str:
@@ -41,8 +38,3 @@ def quoted(value: object, limit: int = 60) -> str:
     "'goldfish'"
     """
     return f"'{printable(value, limit)}'"
-
-
-def _on_one_line(value: object) -> str:
-    """Replace line breaks and tabs by spaces; other spaces of a file name stay."""
-    return " ".join(str(value).splitlines()).replace("\t", " ")

@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional
 
 from demur.data.annotations import read_annotations
 from demur.data.decoding import opened, read_image
+from demur.data.messages import quoted
 from demur.errors import DemurError
 from demur.masks import Box
 
@@ -99,10 +100,6 @@ def read_photo(path: Path) -> Photo:
         raise DemurError(f"there is no photograph {path}.")
     with opened(path) as image:
         mode = image.mode
-        # An MPO file of a camera holds previews beside the photograph.
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise DemurError(f"{path} is animated, or holds {frames} images: save one of them alone.")
     pixels = torch.from_numpy(read_image(path).copy())
     if pixels.ndim == 2:
         pixels = pixels[None].repeat(3, 1, 1)
@@ -220,6 +217,11 @@ def read_photos(folder: Path, about: Path | None = None, count: int | None = Non
     entries = dict(list(read_annotations(known).items())[:count])
     photos = []
     for file, entry in entries.items():
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise DemurError(
+                f"{known} names {quoted(file)}, which may lead out of {folder}: it must name files "
+                "inside that folder."
+            )
         photo = read_photo(folder / file)
         check_boxes(entry["boxes"], photo.size, file)
         title = str(entry.get("label") or Path(file).stem)
@@ -247,5 +249,5 @@ def _beside(folder: Path) -> Path:
 def _class_index(entry: Mapping[str, Any], name: str, known: Path) -> int:
     try:
         return int(entry["class_index"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DemurError(f"{known} does not give the class_index of {name}.") from error

@@ -27,6 +27,7 @@ from demur.data.messages import printable
 from demur.data.sources import expect_path, load
 from demur.data.threads import in_threads
 from demur.errors import DemurError
+from demur.untrusted import user_path
 
 
 def read_images(
@@ -82,8 +83,8 @@ def read_images(
     ResizedImages('digits': 359 images of 3x32x32, 10 classes)
     """
     check_split(split)
-    mapping = {} if label_map is None else read_label_map(Path(label_map).expanduser())
-    path = Path(spec).expanduser()
+    mapping = {} if label_map is None else read_label_map(user_path(label_map))
+    path = user_path(spec)
     known = isinstance(spec, str) and spec in SOURCES
     if not known:
         expect_path(path, str(spec))
@@ -91,10 +92,10 @@ def read_images(
         return _from_memory(spec, split, root, preprocess, classes, mapping, name)
     if path.is_dir():
         listing = list_folder(path, split)
-        title = name or path.resolve().name
+        title = name or printable(path.resolve().name)
     elif path.suffix.lower() == ".csv" and path.is_file():
         listing = list_manifest(path)
-        title = name or path.stem
+        title = name or printable(path.stem)
     else:
         raise DemurError(
             f"{printable(path)} is neither a folder, nor an .npz archive, nor a .csv manifest."

@@ -11,6 +11,7 @@ from demur.data.formats import no_split, read_folder, read_npz
 from demur.data.images import ImageSet
 from demur.errors import DemurError, unknown
 from demur.files import file_digest
+from demur.untrusted import ARRAYS, opened, user_path
 
 SPLITS = ("train", "test")
 
@@ -52,7 +53,8 @@ def data_root(root: str | Path | None = None) -> Path:
     Parameters
     ----------
     root : str or Path, optional
-        The folder. Default: the environment variable DEMUR_DATA, else a folder in the user's cache.
+        The folder. Default: the environment variable DEMUR_DATA, else a folder in the user's cache;
+        where there is no home folder, .cache in the current folder.
 
     Returns
     -------
@@ -64,8 +66,17 @@ def data_root(root: str | Path | None = None) -> Path:
     >>> data_root("datasets").name
     'datasets'
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demur"
-    return Path(root or os.environ.get("DEMUR_DATA") or cache).expanduser()
+    if given := root or os.environ.get("DEMUR_DATA"):
+        return user_path(given)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return Path(cache, "demur") if cache else _home() / ".cache" / "demur"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # the user of a container may have no home
+        return Path()
 
 
 def load(name: str | Path, split: str = "train", root: str | Path | None = None) -> ImageSet:
@@ -102,7 +113,7 @@ def load(name: str | Path, split: str = "train", root: str | Path | None = None)
         raise unknown("split", split, SPLITS)
     if isinstance(name, str) and name in SOURCES:
         return _load_known(name, split, data_root(root))
-    path = Path(name).expanduser()
+    path = user_path(name)
     expect_path(path, str(name))
     try:
         if path.is_dir():
@@ -120,6 +131,9 @@ def _load_known(name: str, split: str, folder: Path) -> ImageSet:
         raise DemurError(f"{missing(name, folder)} {remedy(name, folder)}")
     if split not in layout.images:
         raise no_split(name, split)
+    for file in layout.files:
+        with opened(folder / file, ARRAYS):
+            pass
     if fault := _wrong_checksum(name, layout, folder):
         raise DemurError(fault)
     return replace(layout.read(folder, split), name=name)
@@ -174,7 +188,7 @@ def list_datasets(root: str | Path | None = None) -> list[SourceStatus]:
 
 
 def download(name: str, root: str | Path | None = None) -> None:
-    """Download a data set into the root. A data set that is present is left unchanged.
+    """Download a data set into the root. One that is present and undamaged is left unchanged.
 
     Parameters
     ----------
@@ -194,11 +208,24 @@ def download(name: str, root: str | Path | None = None) -> None:
     """
     source = _known(name)
     folder = data_root(root)
-    if all((folder / file).is_file() for file in source.layouts[0].files):
+    if _is_whole(name, folder):
         return
     if source.download is None:
         raise DemurError(remedy(name, folder))
     downloads.fetch(source.download, folder)
+
+
+def _is_whole(name: str, folder: Path) -> bool:
+    """Whether the data set that a download brings is present and undamaged."""
+    layout = SOURCES[name].layouts[0]
+    if SOURCES[name].layout(folder) is not layout:
+        return False
+    try:
+        for split in layout.images:
+            _load_known(name, split, folder)
+    except DemurError:
+        return False
+    return True
 
 
 def _known(name: str) -> Source:

@@ -10,6 +10,7 @@ from demur.data.catalogue import SOURCES, Layout, Source, missing
 from demur.data.formats import NoSplitError
 from demur.data.sources import counted, data_root, expect_path, load
 from demur.errors import DemurError
+from demur.untrusted import user_path
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _fault(name: str, source: Source, layout: Layout, root: Path) -> str:
 
 def _path(name: str) -> CheckResult:
     """Report the images of each split, their shape and range, and the counts of the classes."""
-    expect_path(Path(name).expanduser(), name)
+    expect_path(user_path(name), name)
     try:
         splits = {"train": load(name)}
         with suppress(NoSplitError):

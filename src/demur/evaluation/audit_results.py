@@ -17,10 +17,9 @@ from demur.files import write_text
 from demur.goals import ForceReject
 from demur.metrics.intervals import clopper_pearson
 from demur.threat import ThreatModel
+from demur.untrusted import read_bytes
 
 SCHEMA: Final = "demur.audit/1"
-LARGEST: Final = 1 << 24
-"""Bytes of a results.json."""
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 State = Literal["passed", "flagged", "not_run", "not_applicable"]
@@ -141,15 +140,9 @@ def read(folder: Path | str) -> AuditResults:
     path = folder / "results.json" if folder.is_dir() else folder
     remedy = "Make an audit with: demur audit MODEL --data DATA"
     try:
-        if path.exists() and not path.is_file():
-            raise DemurError(f"{path} is no regular file.")
-        with path.open("rb") as file:
-            text = file.read(LARGEST + 1)
-        if len(text) > LARGEST:
-            raise DemurError(f"{path} is larger than {LARGEST} bytes: it is no audit.")
-        return _FILE.validate_json(text)
-    except FileNotFoundError as error:
-        raise DemurError(f"{folder} holds no audit: there is no results.json. {remedy}") from error
+        if not path.exists():
+            raise DemurError(f"{folder} holds no audit: there is no results.json. {remedy}")
+        return _FILE.validate_json(read_bytes(path))
     except OSError as error:
         raise DemurError(f"cannot read {path}: {error.strerror}.") from error
     except ValidationError as error:

@@ -7,7 +7,7 @@ from typing import Final
 
 import polars as pl
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,12 +16,18 @@ from demur.errors import DemurError
 from demur.evaluation.audit_plan import Step
 from demur.evaluation.audit_results import within
 from demur.evaluation.plan import Outputs
-from demur.evaluation.records import PLACE, SCHEMA, write_parquet
+from demur.evaluation.records import (
+    PLACE,
+    SCHEMA,
+    decoding_records,
+    read_parquet,
+    write_parquet,
+)
 from demur.files import replacing, writing
+from demur.untrusted import ARRAYS, decoding, opened
 
 FOLDER: Final = "counterexamples"
 RECORDS: Final = "records.parquet"
-_FAULTS = (OSError, SafetensorError, KeyError, ValueError, RuntimeError)
 IN_ONE_FILE: Final = 500
 """Images of one file."""
 
@@ -124,11 +130,12 @@ def load(folder: Path) -> Counterexamples:
     if not path.is_file():
         raise DemurError(f"{folder} holds no audit with counterexamples: there is no {path}.")
     try:
-        records = _checked(pl.read_parquet(path))
+        with decoding_records(path):
+            records = _checked(read_parquet(path))
         tensors = [_tensors(file) for file in sorted(place.glob("*.safetensors"))]
         original = torch.cat([one["original"] for one in tensors]) if tensors else torch.zeros(0)
         attacked = torch.cat([one["attacked"] for one in tensors]) if tensors else torch.zeros(0)
-    except (*_FAULTS, pl.exceptions.PolarsError) as error:
+    except (DemurError, RuntimeError) as error:  # of tensors that do not fit each other
         said = printable(error)
         raise DemurError(f"the counterexamples in {place} are damaged: {said}") from error
     if len(records) != len(original) or original.shape != attacked.shape:
@@ -151,8 +158,9 @@ def _checked(records: pl.DataFrame) -> pl.DataFrame:
 
 
 def _tensors(path: Path) -> Mapping[str, Tensor]:
-    with safe_open(path, "pt") as file:
-        found = {name: file.get_tensor(name) for name in ("original", "attacked")}
-    if any(one.dtype != torch.uint8 or one.ndim != 4 for one in found.values()):
-        raise ValueError("an image is no tensor of 8-bit numbers")
+    with opened(path, ARRAYS), decoding(path, "images"):
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_tensor(name) for name in ("original", "attacked")}
+        if any(one.dtype != torch.uint8 or one.ndim != 4 for one in found.values()):
+            raise ValueError("an image is no tensor of 8-bit numbers")
     return found

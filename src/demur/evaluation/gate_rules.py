@@ -1,6 +1,5 @@
 """The rules of a gate: limits for the figures of an audit, in a TOML file."""
 
-import tomllib
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -10,6 +9,7 @@ from demur.errors import DemurError, unknown
 from demur.evaluation.profiles import _faults
 from demur.evaluation.records import OUTCOMES
 from demur.threat import ThreatModel
+from demur.untrusted import parse_toml
 
 CLEAN: Final = "clean"
 SEEKS_ERRORS: Final = ("none", "evade")
@@ -128,11 +128,9 @@ def parse_rules(text: str) -> Rules:
     demur.errors.DemurError: gate.rule.0: it has no limit: add max or min, for example max = 0.35.
     """
     try:
-        return _File.model_validate(tomllib.loads(text)).gate
+        return _File.model_validate(parse_toml(text, "it")).gate
     except ValidationError as error:
         raise DemurError(f"{printable(_faults(error, _File), 1000)}.") from error
-    except (ValueError, RecursionError) as error:  # also an integer of very many digits
-        raise DemurError(f"it is not TOML: {printable(error)}.") from error
 
 
 def threat_of(text: str) -> ThreatModel | None:

@@ -1,7 +1,6 @@
 """Profiles: the scale of a study, in a TOML file."""
 
 import importlib.resources
-import tomllib
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from demur.errors import DemurError, unknown
+from demur.untrusted import parse_toml, read_text
 
 
 def load_profile(study: ModuleType, profile: str) -> Any:
@@ -41,11 +41,9 @@ def load_profile(study: ModuleType, profile: str) -> Any:
         path = folder / f"{profile}.toml"
     settings: type[BaseModel] = study.Profile
     try:
-        return settings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise DemurError(f"profile {profile}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DemurError(f"profile {profile} is not TOML: {error}.") from error
+        given = isinstance(path, Path)
+        text = read_text(path) if given else path.read_text(encoding="utf-8")
+        return settings.model_validate(parse_toml(text, f"profile {profile}"))
     except ValidationError as error:
         raise DemurError(f"profile {profile}: {_faults(error, settings)}.") from error
 

@@ -1,6 +1,7 @@
 """Records: one row for each attacked image. Tables, curves and warnings are queries over them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from demur.evaluation.on_images import Evaluate, OnImages
 from demur.evaluation.store import NodeResult
 from demur.files import replacing
 from demur.goals import Evade, Target
+from demur.untrusted import ROWS, check_limit, decoding
 
 OUTCOMES: Final = ("correct", "rejected", "wrong")
 """In the order of `demur.Outcome`, from the best to the worst."""
@@ -147,6 +149,36 @@ def write_parquet(table: pl.DataFrame, path: Path) -> None:
     """Write a table, completely or not at all."""
     with replacing(path) as partial:
         table.write_parquet(partial)
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read a table. Its rows are counted before memory is allocated.
+
+    Parameters
+    ----------
+    path : Path
+    columns : sequence of str, optional
+        Default: all columns.
+
+    Raises
+    ------
+    DemurError
+        If the file is missing, damaged, or has more rows than the limit.
+    """
+    with decoding_records(path):
+        table = pl.scan_parquet(path, glob=False)
+        check_limit(path, int(table.select(pl.len()).collect().item()), ROWS, "rows")
+        return (table if columns is None else table.select(columns)).collect()
+
+
+@contextmanager
+def decoding_records(path: Path) -> Iterator[None]:
+    """Turn each error of reading a table or changing its types into one line."""
+    with decoding(path, "records of an audit"):
+        try:
+            yield
+        except pl.exceptions.PanicException as error:  # which is no Exception
+            raise ValueError(str(error)) from error
 
 
 def worst_case(records: pl.DataFrame, by: Sequence[str] = ("model",)) -> pl.DataFrame:

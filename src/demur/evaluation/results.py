@@ -18,6 +18,7 @@ from torch import Tensor
 
 from demur.errors import DemurError
 from demur.files import replacing, write_text
+from demur.untrusted import ARRAYS, opened, read_bytes
 
 CHECKED = ConfigDict(allow_inf_nan=False)  # NaN and infinity are no figures
 
@@ -206,9 +207,9 @@ def read(folder: Path) -> Results:
     path = folder / "results.json"
     remedy = f"Make it with: demur run STUDY --out {folder}"
     try:
-        return _RESULTS.validate_json(path.read_bytes())
-    except OSError as error:
-        raise DemurError(f"cannot read {path}: {error.strerror}. {remedy}") from error
+        return _RESULTS.validate_json(read_bytes(path))
+    except DemurError as error:
+        raise DemurError(f"{error} {remedy}") from error
     except ValidationError as error:
         raise DemurError(
             f"{path} is not a demur result of schema 1 ({_fault(error)}). {remedy}"
@@ -243,6 +244,8 @@ def read_gallery(folder: Path) -> tuple[list[Picture], Tensor, Tensor] | None:
     path = folder / "gallery.safetensors"
     if not path.exists():
         return None
+    with opened(path, ARRAYS):
+        pass
     try:
         with safe_open(path, "pt") as file:
             original, attacked = file.get_tensor("original"), file.get_tensor("attacked")

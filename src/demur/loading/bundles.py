@@ -1,14 +1,12 @@
 """Reading of bundles: the folders that `Defense.save` and `save_model` write."""
 
 import copy
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from demur import networks
@@ -18,9 +16,8 @@ from demur.defenses import Defense
 from demur.defenses.saving import CONFIG, PLAIN, SCHEMA, WEIGHTS
 from demur.errors import DemurError, unknown
 from demur.files import file_digest
-
-LARGEST_CONFIG = 1 << 24
-"""Bytes."""
+from demur.networks import weights
+from demur.untrusted import decoding, read_json
 
 
 def load_bundle(folder: Path | str, network: nn.Module | None = None) -> Classifier:
@@ -159,18 +156,9 @@ def _below(tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
 
 def _config(path: Path) -> dict[str, Any]:
     """Read the config of a bundle."""
-    try:
-        if not path.is_file():
-            raise DemurError(f"{path.parent} is no saved model: it has no file {path.name}.")
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise DemurError(f"{path} is larger than {LARGEST_CONFIG} bytes: it is no config file.")
-        config = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except OSError as error:
-        raise DemurError(f"cannot read {path}: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, DemurError):
-            raise
-        raise DemurError(f"{path} is damaged: it is no valid JSON.") from error
+    if not path.is_file():
+        raise DemurError(f"{path.parent} is no saved model: it has no file {path.name}.")
+    config = read_json(path)
     if not isinstance(config, dict):
         raise DemurError(f"{path} is damaged: it must contain a JSON object.")
     if config.get("schema") != SCHEMA:
@@ -181,23 +169,16 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no JSON")
-
-
 def _tensors(path: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read the weights of a bundle, in the order in memory that they were saved from."""
-    try:
-        if not path.is_file():
-            raise DemurError(f"{path.parent} is no saved model: it has no file {path.name}.")
+    if not path.is_file():
+        raise DemurError(f"{path.parent} is no saved model: it has no file {path.name}.")
+    with decoding(path, "weights"):
         if file_digest(path) != config.get("sha256"):
             raise DemurError(
                 f"{path} is damaged, or belongs to another {CONFIG}: save the model again."
             )
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise DemurError(f"cannot read {path}: {printable(error)}.") from error
+    tensors, _ = weights.read(path)
     layouts = config.get("channels_last")
     if not isinstance(layouts, list):
         raise DemurError(f"{path.with_name(CONFIG)} is damaged: it has no list channels_last.")

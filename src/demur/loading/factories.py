@@ -14,11 +14,11 @@ from demur.data.messages import printable
 from demur.errors import DemurError
 from demur.files import digest
 from demur.loading.names import no_such
-from demur.loading.paths import user_path
 from demur.loading.preprocessing import chosen
 from demur.loading.request import Found, ModelRequest
 from demur.loading.user_code import executed, importable, neighbours, one_line_errors
 from demur.loading.wrapping import channels_of, classifier_of, described, in_float32, precisions
+from demur.untrusted import user_path
 
 FORM = "write py:FILE.py:FACTORY or py:PACKAGE.MODULE:FACTORY"
 

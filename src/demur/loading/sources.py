@@ -14,13 +14,13 @@ from demur.errors import DemurError, unknown
 from demur.loading.bundles import load_bundle
 from demur.loading.factories import read_factory
 from demur.loading.fingerprints import digest_of, remember_code
-from demur.loading.paths import user_path
 from demur.loading.preprocessing import PreprocessOverrides, chosen
 from demur.loading.request import Found, ModelRequest, RejectColumn
 from demur.loading.state_dicts import is_torchscript
 from demur.loading.timm_models import read_timm
 from demur.loading.torchvision_models import read_torchvision
 from demur.loading.wrapping import channels_of, described
+from demur.untrusted import user_path
 
 READERS = {"py": read_factory, "timm": read_timm, "torchvision": read_torchvision}
 LATER = ("hf", "http", "https")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from demur.data.messages import printable
 from demur.errors import DemurError
-from demur.loading.paths import user_path
 from demur.networks import weights
+from demur.untrusted import user_path
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training programs save a state dict."""
@@ -55,6 +55,7 @@ def read_weights(path: Path, allow_pickle: bool) -> WeightsFile:
     if path.suffix == ".safetensors":
         state, about = weights.read(path)
         return WeightsFile(path, state, about)
+    weights.check_file(path)
     state, notes = _named(_unpickled(path, allow_pickle), path)
     return WeightsFile(path, state, {}, notes)
 

@@ -227,8 +227,7 @@ def imagenet_network(
             std=ast.literal_eval(about["std"]) if "std" in about else std,
             aux_logits=any(key.startswith("AuxLogits") for key in state) if inception else None,
         )
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        # A DemurError is a ValueError too; the others are literal_eval's and int's.
+    except Exception as error:  # of the metadata, which literal_eval reads
         reason = str(error).rstrip(".")[:160]
         raise DemurError(f"the metadata of {path} are not usable: {reason}.") from error
     weights.load_into(network.network, state, path, name)

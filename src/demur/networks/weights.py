@@ -1,16 +1,20 @@
 """Files of trained weights: where they lie, how to read them safely, and how to download them."""
 
+from http.client import HTTPException
 from pathlib import Path
 from shlex import quote
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
 
-from demur.data import data_root
+from demur.data import data_root, downloads
 from demur.errors import DemurError, unknown
+from demur.files import file_digest, replacing
+from demur.untrusted import WEIGHTS, decoding, opened
 
 FOLDER = Path("imagenet", "weights")
 """The folder of weights inside a data root."""
@@ -25,6 +29,20 @@ URLS = {
     "ssdlite320_mobilenet_v3_large": SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.url,
 }
 """Addresses of torchvision's weights, by the name of the network."""
+
+SHA256 = {
+    "inception_v3": "0cc3c7bd75056d25e46cba549dc184522069b81e9787eff6df84f397bd52a5ef",
+    "vgg16": "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    "resnet18": "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+    "resnet50": "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca",
+    "mobilenet_v2": "7ebf99e03e254b273379b23edca7ec0da9f48273b23a332b93c1c99d49e86e8f",
+    "squeezenet1_0": "b66bff10",
+    "ssdlite320_mobilenet_v3_large": (
+        "a79551df90c79834bcd3bb3845ef9d966b5449a3a9b2833ae8404778ca5d65d2"
+    ),
+}
+"""What the SHA-256 digest of each download begins with: all of it, but for squeezenet1_0, of which
+only the eight digits in the name of torchvision's file are known."""
 
 
 def find(name: str, root: str | Path | None = None) -> Path | None:
@@ -101,8 +119,7 @@ def wanted(name: str, root: str | Path | None = None) -> Path:
 def download(name: str, root: str | Path | None = None) -> Path:
     """Download the weights of a network into the data root.
 
-    The file is verified by the digest in its name, which is torchvision's. An existing file is
-    kept.
+    The file is verified by its SHA-256 digest. An existing file is kept.
 
     Parameters
     ----------
@@ -128,14 +145,17 @@ def download(name: str, root: str | Path | None = None) -> Path:
     """
     path = data_root(root) / FOLDER / _file_name(name)
     url = URLS[name]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            digest = path.stem.rpartition("-")[2]
-            # Through a temporary file.
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DemurError(f"cannot download {url}: {error}.") from error
+    if path.is_file():
+        return path
+    with replacing(path) as partial:
+        try:
+            downloads.stream(url, partial)
+        except (OSError, HTTPException) as error:
+            raise DemurError(
+                f"cannot download {url}: {error}. Check the network and the disk."
+            ) from error
+        if not file_digest(partial).startswith(SHA256[name]):
+            raise DemurError(f"cannot download {url}: its SHA-256 digest is wrong. Try again.")
     return path
 
 
@@ -167,17 +187,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     ...     read(Path(folder, "a.pth"))
     ({'bias': tensor([0., 0., 0.])}, {})
     """
+    check_file(path)
+    if path.suffix == ".safetensors":
+        with decoding(path, "weights"), safe_open(path, "pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                names = file.keys()
-                return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise DemurError(f"there is no file {path}.") from error
-    except (OSError, SafetensorError, EOFError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise DemurError(f"{path} is not a whole file of weights ({reason}).") from error
+    except (OSError, EOFError) as error:
+        raise DemurError(f"{path} is not a whole file of weights ({error}).") from error
     except Exception as error:  # the restricted unpickler raises whatever rubbish leads to
         raise DemurError(
             f"{path} cannot be read without running code in it, or it is damaged: weights are "
@@ -187,6 +205,22 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not named or not all(isinstance(value, Tensor) for value in state.values()):
         raise DemurError(f"{path} is not a state dict: it must map names to tensors.")
     return state, {}
+
+
+def check_file(path: Path) -> None:
+    """Check that a file of weights cannot take more memory than its own size.
+
+    Raises
+    ------
+    DemurError
+        If it is missing, no regular file or very large, or its tensors are compressed, which
+        `torch.save` does not do.
+    """
+    with opened(path, WEIGHTS) as file, decoding(path, "weights"):
+        if is_zipfile(file):
+            tensors = [one for one in ZipFile(file).infolist() if "/data/" in one.filename]
+            if any(one.compress_type != ZIP_STORED for one in tensors):
+                raise DemurError(f"{path} holds compressed tensors: save it with torch.save.")
 
 
 def load_into(network: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:

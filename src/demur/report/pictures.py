@@ -23,7 +23,7 @@ def save_picture(pixels: Tensor, path: Path) -> Tensor:
     if path.suffix.lower() != ".png":
         raise DemurError(f"{path} must end in .png: other formats would change the pixels.")
     _save(_array(pixels), path)
-    with Image.open(path) as stored:
+    with Image.open(path, formats=["PNG"]) as stored:
         return torch.from_numpy(np.asarray(stored.convert("RGB")).copy()).permute(2, 0, 1)
 
 
