@@ -87,7 +87,7 @@ def test_weights_of_another_network_damaged_or_with_code_in_them_are_refused(sta
     )
     save_file(dict(state), whole)
     cut.write_bytes(whole.read_bytes()[:5000])
-    with pytest.raises(DemurError, match="not a whole file"):
+    with pytest.raises(DemurError, match="as a file of weights"):
         imagenet_network(NAME, cut)
     save_file(dict(state), other, metadata={"architecture": "vgg16"})
     with pytest.raises(DemurError, match="the weights of vgg16, not of squeezenet1_0"):

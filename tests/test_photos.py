@@ -145,13 +145,13 @@ def test_bad_files_of_boxes_are_refused_by_name(tmp_path):
         ("e.json", '{"a.jpg": ["x", 1, 2, 3]}', "left, top, right, bottom"),
         ("f.csv", "name,left\na,1\n", "header lacks file"),
         ("g.csv", "file,left,top,right,bottom\na.jpg,1,2,3\n", "box of a.jpg"),
-        ("h.json", '{"a.jpg": [NaN, 0, 1, 1]}', "left, top, right, bottom"),
+        ("h.json", '{"a.jpg": [NaN, 0, 1, 1]}', "NaN is no JSON"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(DemurError, match=said) as caught:
             data.read_boxes(tmp_path / name)
         assert name in str(caught.value)
-    with pytest.raises(DemurError, match="cannot read"):
+    with pytest.raises(DemurError, match="there is no file"):
         data.read_boxes(tmp_path / "none.json")
 
 

@@ -100,11 +100,12 @@ def _box(values: Any, name: str) -> Box:
         box = (round(left), round(top), round(right), round(bottom))
     except (TypeError, ValueError, OverflowError) as error:
         raise DemurError(
-            f"the box of {printable(name)} is {quoted(values)}, not [left, top, right, bottom] in pixels."
+            f"the box of {printable(name)} is {quoted(values)}, not [left, top, right, bottom] in "
+            "pixels."
         ) from error
     if box[0] > box[2] or box[1] > box[3]:
         raise DemurError(
-            f"the box of {printable(name)} is {quoted(values)}: right is less than left, or bottom less than top. "
-            "Is it left, top, width, height?"
+            f"the box of {printable(name)} is {quoted(values)}: right is less than left, or bottom "
+            "less than top. Is it left, top, width, height?"
         )
     return box

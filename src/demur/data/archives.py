@@ -84,9 +84,10 @@ class Archive:
             check_limit("it", sum(self._sizes.values()), ARRAYS, "bytes of arrays")
             data = np.empty(size, np.uint8)
             for start in range(0, size, _CHUNK):
-                part = data[start : start + _CHUNK]
-                if content.readinto(memoryview(part)) < len(part):
+                part = content.read(min(_CHUNK, size - start))
+                if len(part) < min(_CHUNK, size - start):
                     raise ValueError("the data are incomplete")
+                data[start : start + _CHUNK] = np.frombuffer(part, np.uint8)
             if content.read(1):  # also compares the checksum
                 raise ValueError("there are more data than the header says")
         return data.view(dtype).reshape(shape, order="F" if fortran_order else "C")

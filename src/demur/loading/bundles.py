@@ -173,7 +173,7 @@ def _tensors(path: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read the weights of a bundle, in the order in memory that they were saved from."""
     if not path.is_file():
         raise DemurError(f"{path.parent} is no saved model: it has no file {path.name}.")
-    with decoding(path, "weights"):
+    with decoding(path, "a file of weights"):
         if file_digest(path) != config.get("sha256"):
             raise DemurError(
                 f"{path} is damaged, or belongs to another {CONFIG}: save the model again."

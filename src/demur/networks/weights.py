@@ -189,7 +189,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     check_file(path)
     if path.suffix == ".safetensors":
-        with decoding(path, "weights"), safe_open(path, "pt") as file:
+        with decoding(path, "a file of weights"), safe_open(path, "pt") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     try:
@@ -216,7 +216,7 @@ def check_file(path: Path) -> None:
         If it is missing, no regular file or very large, or its tensors are compressed, which
         `torch.save` does not do.
     """
-    with opened(path, WEIGHTS) as file, decoding(path, "weights"):
+    with opened(path, WEIGHTS) as file, decoding(path, "a file of weights"):
         if is_zipfile(file):
             tensors = [one for one in ZipFile(file).infolist() if "/data/" in one.filename]
             if any(one.compress_type != ZIP_STORED for one in tensors):

@@ -1,0 +1,1 @@
+"""The parts of the fuzzer: each makes one seeded case and tries it."""
