@@ -22,7 +22,7 @@ from demur.defenses import (
 )
 from demur.defenses.saving import CONFIG, WEIGHTS
 from demur.files import file_digest
-from demur.loading import bundles, load_model, save_model
+from demur.loading import load_model, save_model
 from demur.threat import ThreatModel
 
 FEW = {"epochs": 1, "batch_size": 16}

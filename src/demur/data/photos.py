@@ -14,6 +14,7 @@ from demur.data.decoding import opened, read_image
 from demur.data.messages import quoted
 from demur.errors import DemurError
 from demur.masks import Box
+from demur.untrusted import user_path
 
 _CONVERTED = {
     "1": "black and white, converted to three equal channels",
@@ -96,7 +97,7 @@ def read_photo(path: Path) -> Photo:
     ...     read_photo(path).converted
     'grey, converted to three equal channels'
     """
-    if not path.is_file():
+    if not user_path(path).is_file():
         raise DemurError(f"there is no photograph {path}.")
     with opened(path) as image:
         mode = image.mode
