@@ -347,7 +347,7 @@ def test_rules_files_that_cannot_be_read_are_one_line(tmp_path):
     for name, said in (
         ("binary.toml", "UTF-8"),
         ("large.toml", "more than the limit"),
-        ("none.toml", "No such"),
+        ("none.toml", "there is no file"),
     ):
         with pytest.raises(DemurError, match=said):
             gate(folder, tmp_path / name)

@@ -201,6 +201,25 @@ def test_d24_sizes_are_checked_before_memory_is_allocated(tmp_path, monkeypatch)
     refused("must be a positive number", lambda: data.read_boxes(tmp_path / "a.json"))
 
 
+class Swollen:
+    def __reduce__(self):
+        return bytearray, (1 << 20,)
+
+
+def test_d24_weights_cannot_take_more_memory_than_their_file(tmp_path):
+    stored = tmp_path / "stored.pth"
+    torch.save({"a": torch.zeros(1000)}, stored)
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(stored) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert set(weights.read(stored)[0]) == {"a"}
+    refused("is compressed", lambda: weights.read(packed))
+    for new_format in (True, False):
+        torch.save({"a": Swollen()}, tmp_path / "a.pth", _use_new_zipfile_serialization=new_format)
+        refused("holds a bytearray", lambda: weights.read(tmp_path / "a.pth"))
+
+
 def test_d24_a_fifo_does_not_hang(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from demur.data.messages import printable
 from demur.errors import DemurError
 from demur.networks import weights
-from demur.untrusted import user_path
+from demur.untrusted import check_regular, user_path
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training programs save a state dict."""
@@ -55,7 +55,10 @@ def read_weights(path: Path, allow_pickle: bool) -> WeightsFile:
     if path.suffix == ".safetensors":
         state, about = weights.read(path)
         return WeightsFile(path, state, about)
-    weights.check_file(path)
+    if allow_pickle:
+        check_regular(path)
+    else:
+        weights.check_file(path)
     state, notes = _named(_unpickled(path, allow_pickle), path)
     return WeightsFile(path, state, {}, notes)
 

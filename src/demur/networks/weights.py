@@ -1,6 +1,7 @@
 """Files of trained weights: where they lie, how to read them safely, and how to download them."""
 
 from http.client import HTTPException
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from shlex import quote
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
@@ -213,14 +214,19 @@ def check_file(path: Path) -> None:
     Raises
     ------
     DemurError
-        If it is missing, no regular file or very large, or its tensors are compressed, which
-        `torch.save` does not do.
+        If it is missing, no regular file or very large, it is compressed, which `torch.save` does
+        not do, or it holds a bytearray: torch makes one of any length, even where it runs no code.
     """
     with opened(path, WEIGHTS) as file, decoding(path, "a file of weights"):
-        if is_zipfile(file):
-            tensors = [one for one in ZipFile(file).infolist() if "/data/" in one.filename]
-            if any(one.compress_type != ZIP_STORED for one in tensors):
-                raise DemurError(f"{path} holds compressed tensors: save it with torch.save.")
+        records = ZipFile(file).infolist() if is_zipfile(file) else []
+        if any(one.compress_type != ZIP_STORED for one in records):
+            raise DemurError(f"{path} is compressed: save it with torch.save.")
+        with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            if content.find(b"\nbytearray\n") >= 0:
+                raise DemurError(
+                    f"{path} holds a bytearray, which may take any amount of memory: weights are "
+                    "wanted."
+                )
 
 
 def load_into(network: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
