@@ -351,7 +351,7 @@ def test_rules_files_that_cannot_be_read_are_one_line(tmp_path):
     ):
         with pytest.raises(DemurError, match=said):
             gate(folder, tmp_path / name)
-    with pytest.raises(DemurError, match="directory"):
+    with pytest.raises(DemurError, match="no regular file"):
         gate(folder, tmp_path)
 
 

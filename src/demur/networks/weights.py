@@ -221,6 +221,8 @@ def check_file(path: Path) -> None:
         records = ZipFile(file).infolist() if is_zipfile(file) else []
         if any(one.compress_type != ZIP_STORED for one in records):
             raise DemurError(f"{path} is compressed: save it with torch.save.")
+        if not path.stat().st_size:
+            raise DemurError(f"{path} is not a whole file of weights (it is empty).")
         with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
             if content.find(b"\nbytearray\n") >= 0:
                 raise DemurError(
