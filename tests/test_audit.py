@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import demur
 from demur import Classifier, DemurError, data
 from demur.classifier import Preprocess
-from demur.cli import app
+from demur.cli.running import app
 from demur.commands import audit_models
 from demur.commands.replay import replay, show
 from demur.evaluation import audit_plan

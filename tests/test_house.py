@@ -11,7 +11,7 @@ import demur
 SOURCE = Path(demur.__file__).parent
 ROOMS = [
     ["errors"],
-    ["files", "untrusted", "seeds", "hardware", "progress"],
+    ["files", "untrusted", "writing", "seeds", "hardware", "progress"],
     ["classifier"],
     ["goals"],
     ["norms"],

@@ -951,7 +951,7 @@ def run_python(code, **environment):
 
 def test_files_is_imported_and_used_without_torch():
     run_python(
-        "import sys; from demur.files import fingerprint; fingerprint([1, {2}, len, lambda: 3]);"
+        "import sys; from demur.files import fingerprint; fingerprint[1, {2}, len, lambda: 3];"
         "assert not {'torch', 'numpy'} & sys.modules.keys()"
     )
 

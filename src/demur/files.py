@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and digests of their content and of values."""
+"""Digests of files and of values."""
 
 import copyreg
 import dataclasses
@@ -6,98 +6,13 @@ import dis
 import hashlib
 import json
 import marshal
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import BuiltinMethodType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from demur.errors import DemurError
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file completely or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        The file. Its folder is created where it does not exist.
-
-    Yields
-    ------
-    Path
-        Temporary file that replaces `path` at the end of the block; an error removes it.
-
-    Raises
-    ------
-    DemurError
-        If the folder cannot be created or written, or the disk is full.
-
-    Examples
-    --------
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with replacing(Path(folder, "a.txt")) as partial_file:
-    ...         _ = partial_file.write_text("whole")
-    ...     Path(folder, "a.txt").read_text()
-    'whole'
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a DemurError about the file.
-
-    Parameters
-    ----------
-    path : Path
-        The file that the block writes.
-
-    Examples
-    --------
-    >>> with writing(Path("x.txt")):
-    ...     raise PermissionError(13, "Permission denied")
-    Traceback (most recent call last):
-    demur.errors.DemurError: cannot write x.txt: Permission denied. Choose a folder that you may ...
-    """
-    try:
-        yield
-    except OSError as error:
-        remedy = "Choose a folder that you may write to."
-        raise DemurError(f"cannot write {path}: {error.strerror or error}. {remedy}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, completely or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    text : str
-        Its content.
-
-    Examples
-    --------
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_text(Path(folder, "a.txt"), "text")
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def canonical_json(value: Any) -> str:

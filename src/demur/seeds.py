@@ -12,6 +12,19 @@ from torch import Tensor
 from demur.errors import DemurError
 
 
+def check_seed(seed: int) -> None:
+    """Raise DemurError for a seed that numpy and torch do not both take.
+
+    Examples
+    --------
+    >>> check_seed(2**32)
+    Traceback (most recent call last):
+    demur.errors.DemurError: the seed is a whole number from 0 to 4294967295, not 4294967296.
+    """
+    if not 0 <= seed < 2**32:
+        raise DemurError(f"the seed is a whole number from 0 to {2**32 - 1}, not {seed}.")
+
+
 def derive(seed: int, *names: object) -> int:
     """Derive a seed for one purpose from the seed of the run.
 

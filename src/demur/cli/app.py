@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -25,6 +25,10 @@ FILE_WIDTH = 240
 """Columns of a table that goes into a file or a pipe: wide enough that no line is broken."""
 
 
+class ClosedPipe(Exception):  # noqa: N818 - not an error: the reader of the output has ended
+    """The reader of the output has ended."""
+
+
 class PlainConsole(Console):
     """A console that shows all text letter by letter: text of a file is neither markup nor an
     escape sequence.
@@ -32,6 +36,21 @@ class PlainConsole(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        """Go on without messages where nobody reads them; without a reader of the output, end."""
+        self.quiet = True
+        if not self.stderr:
+            raise ClosedPipe
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print. A message that cannot be written never ends the work."""
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            if not self.stderr:
+                raise
+            self.quiet = True
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

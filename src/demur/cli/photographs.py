@@ -57,11 +57,7 @@ def attack(
 
     keep_buffers()
     place = out or Path(f"{photo.stem}-attacked.png")
-    if place.suffix.lower() != ".png" or place.resolve() == photo.resolve():
-        raise DemurError(
-            f"--out {place}: the attacked picture must end in .png "
-            "and must not replace the photograph."
-        )
+    _check_place(place, photo)
     chosen = pick_device(device)
     found = attack_photograph(
         photo,
@@ -82,6 +78,29 @@ def attack(
         )
 
 
+def _triple_of(place: Path) -> Path:
+    return place.with_name(f"{place.stem}-triple.png")
+
+
+def _check_place(place: Path, photo: Path) -> None:
+    """Refuse places that cannot be written, and places of pictures that must stay."""
+    from demur.report.pictures import is_own
+    from demur.writing import check_writable
+
+    if place.suffix.lower() != ".png" or place.resolve() == photo.resolve():
+        raise DemurError(
+            f"--out {place}: the attacked picture must end in .png "
+            "and must not replace the photograph."
+        )
+    check_writable(place.parent)
+    triple = _triple_of(place)
+    if triple.exists() and (triple.resolve() == photo.resolve() or not is_own(triple)):
+        raise DemurError(
+            f"{triple} exists, and demur did not write it. The pictures side by side would "
+            "replace it. Choose another --out."
+        )
+
+
 def _written(found: "PhotoAttack", photo: Path, network: str, place: Path) -> list[str]:
     """Write the pictures, and say what they show."""
     from demur.commands.photograph import answer_on
@@ -89,7 +108,7 @@ def _written(found: "PhotoAttack", photo: Path, network: str, place: Path) -> li
     from demur.report.pictures import AMPLIFIED, save_picture, save_triple
 
     stored = save_picture(found.attacked, place)
-    triple = place.with_name(f"{place.stem}-triple.png")
+    triple = _triple_of(place)
     save_triple(found.original, found.attacked, triple)
     answer, sure = answer_on(found.classifier, to_float(stored[None]))
     name, before, after = found.target

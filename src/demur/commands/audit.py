@@ -27,7 +27,9 @@ from demur.evaluation.store import Store
 from demur.hardware import pick_device
 from demur.report.audit import page, sentences
 from demur.report.gallery import read as read_gallery
+from demur.seeds import check_seed
 from demur.threat import ThreatModel, as_threat
+from demur.writing import check_writable
 
 THREAT: Final = "linf:8/255"
 
@@ -185,6 +187,7 @@ def audit(
     20
     """
     chosen = profile_named(profile)
+    check_seed(seed)
     if engine not in ("local", "ray"):
         raise unknown("engine", engine, ("local", "ray"))
     wanted = _threats(threats)
@@ -232,6 +235,7 @@ def audit(
             environment = Environment.here(place.type)
             worker: Engine = Ray(environment, address) if engine == "ray" else Local()
             kept = Store(store or Path(os.environ.get(STORE) or folder / "store"))
+            check_writable(kept.folder)
             run = AuditRun(subject, wanted, chosen, seed, max_minutes)
             outputs, seconds = run.execute(kept, worker, environment, reuse_stale)
             about = audit_writing.About(

@@ -13,9 +13,9 @@ from demur.evaluation.gate import Decision, GateResult, conclude, decide_rule, r
 from demur.evaluation.gate_baseline import belongs, decide_increase, pair
 from demur.evaluation.gate_rules import SEEKS_ERRORS, BaselineRule, Rules, parse_rules
 from demur.evaluation.records import SCHEMA, decoding_records, read_parquet
-from demur.files import write_text, writing
 from demur.report.junit import badge_of, junit_of, markdown_of
 from demur.untrusted import read_text
+from demur.writing import write_text, writing
 
 COLUMNS: Final = (
     *("dataset", "split", "repeat", "index", "image", "label", "outcome"),

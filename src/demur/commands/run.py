@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-from demur.errors import DemurError, unknown
+from demur.errors import unknown
 from demur.evaluation.checks import check
 from demur.evaluation.code import code_fingerprint
 from demur.evaluation.engines import Engine, Local, Ray
@@ -31,6 +31,7 @@ from demur.evaluation.results import (
 from demur.evaluation.store import Store
 from demur.hardware import pick_device
 from demur.progress import message
+from demur.seeds import check_seed
 from demur.studies import (
     background_class,
     comparison,
@@ -39,6 +40,7 @@ from demur.studies import (
     smoothing,
 )
 from demur.studies.study import Study
+from demur.writing import check_writable
 
 STUDIES: dict[str, ModuleType] = {
     "comparison": comparison,
@@ -79,7 +81,7 @@ def run(
     out : Path, optional
         The run's folder. Default: runs/STUDY-PROFILE.
     device : {"auto", "cpu", "cuda"}
-    seed : int, default 0
+    seed : int in 0..2**32-1, default 0
     engine : {"local", "ray"}
         Where tasks run.
     address : str, optional
@@ -98,12 +100,11 @@ def run(
     Raises
     ------
     DemurError
-        If a name is unknown, the seed is negative, the profile does not fit, data is missing, there
-        is no GPU where one is asked for, or the folder cannot be written, is in use or holds
+        If a name is unknown, the seed is out of range, the profile does not fit, data is missing,
+        there is no GPU where one is asked for, or the folder cannot be written, is in use or holds
         another run.
     """
-    if seed < 0:
-        raise DemurError(f"the seed is a whole number from 0 up, not {seed}.")
+    check_seed(seed)
     if study not in STUDIES:
         raise unknown("study", study, STUDIES)
     if engine not in ("local", "ray"):
@@ -132,6 +133,7 @@ def run(
     with claimed(folder, {**identity, "data": planned.data.fingerprint}):
         environment = Environment.here(chosen.type)
         place = Store(store or Path(os.environ.get(STORE) or folder.parent / "demur-store"))
+        check_writable(place.folder)
         message(planned.taken)
 
         def compute(nodes: Sequence[Node]) -> Outputs:

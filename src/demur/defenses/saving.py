@@ -19,7 +19,8 @@ from demur import networks
 from demur.classifier import Classifier, check_classifier
 from demur.defenses.base import Defense
 from demur.errors import DemurError
-from demur.files import file_digest, replacing, writing
+from demur.files import file_digest
+from demur.writing import replacing, writing
 
 SCHEMA: Final = 1
 CONFIG: Final = "config.json"

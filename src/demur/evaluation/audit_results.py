@@ -13,11 +13,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 from demur.data.messages import printable
 from demur.errors import DemurError
 from demur.evaluation.records import OUTCOMES, PLACE, worst_case
-from demur.files import write_text
 from demur.goals import ForceReject
 from demur.metrics.intervals import clopper_pearson
 from demur.threat import ThreatModel
 from demur.untrusted import read_bytes
+from demur.writing import write_text
 
 SCHEMA: Final = "demur.audit/1"
 

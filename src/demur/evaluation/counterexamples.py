@@ -23,8 +23,8 @@ from demur.evaluation.records import (
     read_parquet,
     write_parquet,
 )
-from demur.files import replacing, writing
 from demur.untrusted import ARRAYS, decoding, opened
+from demur.writing import replacing, writing
 
 FOLDER: Final = "counterexamples"
 RECORDS: Final = "records.parquet"

@@ -11,7 +11,8 @@ from typing import Any, Final
 from filelock import FileLock, Timeout
 
 from demur.errors import DemurError
-from demur.files import canonical_json, write_text, writing
+from demur.files import canonical_json
+from demur.writing import is_unfinished, write_text, writing
 
 MARK: Final = "run.json"
 LOCK: Final = ".lock"
@@ -49,7 +50,7 @@ def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     try:
         write_text(folder / USER, json.dumps([os.getpid(), socket.gethostname()]))
         _check(folder, text)
-        if not (folder / MARK).exists():
+        if not _mark(folder):
             write_text(folder / MARK, text)
         yield
     finally:
@@ -81,19 +82,26 @@ def refuse_other(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def _check(folder: Path, text: str) -> None:
     """Refuse a folder that holds something else."""
-    mark = folder / MARK
     with writing(folder):
         if folder.exists() and not folder.is_dir():
             raise DemurError(f"{folder} is a file; --out needs a folder.")
-        there = mark.read_text(encoding="utf-8", errors="replace") if mark.exists() else None
-        others = folder.exists() and {path.name for path in folder.iterdir()} - {LOCK, USER}
-    if there is None and others:
+        there = _mark(folder)
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    # A killed process leaves its temporary file, and a stopped machine may leave an empty mark.
+    others = {name for name in names - {LOCK, USER, MARK} if not is_unfinished(name)}
+    if not there and others:
         raise DemurError(f"{folder} is not empty and holds no run. Choose another --out.")
-    if there is not None and there != text:
+    if there and there != text:
         raise DemurError(
             f"{folder} holds a run with another configuration, data or seed"
             f"{_difference(there, text)}. Choose another --out, or delete that folder."
         )
+
+
+def _mark(folder: Path) -> str:
+    """Give the identity that the folder holds, empty where there is none."""
+    mark = folder / MARK
+    return mark.read_text(encoding="utf-8", errors="replace").strip() if mark.exists() else ""
 
 
 def _difference(there: str, asked: str) -> str:

@@ -12,9 +12,9 @@ from torch import Tensor
 from demur.evaluation.keys import Keys
 from demur.evaluation.on_images import Evaluate, OnImages
 from demur.evaluation.store import NodeResult
-from demur.files import replacing
 from demur.goals import Evade, Target
 from demur.untrusted import ROWS, check_limit, decoding
+from demur.writing import replacing
 
 OUTCOMES: Final = ("correct", "rejected", "wrong")
 """In the order of `demur.Outcome`, from the best to the worst."""

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demur.errors import DemurError
-from demur.files import replacing, write_text
 from demur.untrusted import ARRAYS, opened, read_bytes
+from demur.writing import replacing, write_text
 
 CHECKED = ConfigDict(allow_inf_nan=False)  # NaN and infinity are no figures
 

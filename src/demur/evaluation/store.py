@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from demur.errors import DemurError
-from demur.files import canonical_json, digest, replacing
+from demur.files import canonical_json, digest
 from demur.progress import message
+from demur.writing import replacing
 
 Computed = tuple[Mapping[str, Any], Mapping[str, Tensor]]
 """What a node computes: values that JSON can hold, and tensors."""
@@ -47,6 +47,9 @@ class NodeResult:
 
 class Store:
     """A folder of results.
+
+    Each result has a seal, which is verified on reading. The seal guards against damage, not
+    against malice: a person who can write into the folder can also write a valid seal.
 
     Parameters
     ----------
@@ -150,14 +153,8 @@ def _save(path: Path, result: NodeResult, config: Mapping[str, Any]) -> None:
         "seconds": repr(result.seconds),
     }
     about["seal"] = _seal(result.key, about, result.tensors)
-    try:
-        with replacing(path) as partial:
-            save_file(dict(result.tensors), partial, metadata=about)
-    except SafetensorError as error:  # for example on a full disk
-        said = str(error).rpartition("error: ")[2]
-        raise DemurError(
-            f"cannot write {path}: {said}. Free some space, or choose another --store."
-        ) from error
+    with replacing(path) as partial:
+        save_file(dict(result.tensors), partial, metadata=about)
 
 
 def _load(path: Path, key: str) -> NodeResult | None:

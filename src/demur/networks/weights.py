@@ -14,8 +14,9 @@ from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
 
 from demur.data import data_root, downloads
 from demur.errors import DemurError, unknown
-from demur.files import file_digest, replacing
+from demur.files import file_digest
 from demur.untrusted import WEIGHTS, decoding, opened
+from demur.writing import replacing
 
 FOLDER = Path("imagenet", "weights")
 """The folder of weights inside a data root."""

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from demur.evaluation.audit_results import AuditResults, ThreatRow, read
 from demur.evaluation.results import Curve, Series
-from demur.files import write_text
 from demur.report import gallery as galleries
 from demur.report.gallery import Gallery
 from demur.report.html import ENVIRONMENT, asset, curve_view, facets
 from demur.report.pivot import OUTCOMES, number
+from demur.writing import write_text
 
 BOUND: Final = "An attack gives an upper bound on robustness; it is no proof."
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from demur.errors import DemurError
 from demur.evaluation.results import Cost, Data, Results, Table, read, write
 from demur.evaluation.shares import FRONT
-from demur.files import writing
 from demur.report.html import COMPARISON, render
+from demur.writing import writing
 
 SEVERAL = (
     "Figures of runs on different images, or within a different eps, are not comparable. "

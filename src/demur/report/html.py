@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from demur.evaluation.results import Curve, Measurement, Results, Table, read
-from demur.files import write_text
 from demur.report import gallery as galleries
 from demur.report.figures import describe, panel
 from demur.report.gallery import Gallery
 from demur.report.pivot import OUTCOMES, Line, number, pivot
+from demur.writing import write_text
 
 COMPARISON = "compare"
 """The experiment name of a page of several runs: the command that makes it, and no study."""

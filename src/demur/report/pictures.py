@@ -6,13 +6,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from demur.errors import DemurError
-from demur.files import replacing
+from demur.writing import replacing
 
 AMPLIFIED = 10
 GAP = 8
+SOFTWARE = "demur"
+"""What a picture of demur names as its program."""
 
 
 def save_picture(pixels: Tensor, path: Path) -> Tensor:
@@ -43,4 +46,15 @@ def _array(pixels: Tensor) -> NDArray[np.uint8]:
 
 def _save(pixels: NDArray[np.uint8], path: Path) -> None:
     with replacing(path) as partial:
-        Image.fromarray(pixels).save(partial, "PNG")
+        about = PngInfo()
+        about.add_text("Software", SOFTWARE)
+        Image.fromarray(pixels).save(partial, "PNG", pnginfo=about)
+
+
+def is_own(path: Path) -> bool:
+    """Say whether demur wrote a picture: only such a picture is replaced without being named."""
+    try:
+        with Image.open(path, formats=["PNG"]) as stored:
+            return bool(stored.info.get("Software") == SOFTWARE)
+    except (OSError, ValueError, SyntaxError):
+        return False

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from demur.errors import DemurError
-from demur.files import fingerprint, replacing
+from demur.files import fingerprint
 from demur.progress import message
+from demur.writing import replacing
 
 FORMAT = 2
 """Version of the file's content, and of the loop: part of each key."""
@@ -70,11 +70,7 @@ def save(path: Path, key: str, state: dict[str, Any]) -> None:
     3
     """
     with replacing(path) as partial:
-        try:
-            torch.save({"key": key, **state}, partial)
-        except RuntimeError as error:  # what torch makes of a full disk
-            reason = " ".join(str(error).split())[:160]
-            raise DemurError(f"cannot write the checkpoint {path}: {reason}") from error
+        torch.save({"key": key, **state}, partial)
 
 
 def load(path: Path, key: str) -> dict[str, Any] | None:
