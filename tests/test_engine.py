@@ -25,6 +25,7 @@ from demur.attacks import (
     CarliniWagnerLinf,
     Evade,
     ForceReject,
+    KernelMachine,
     NormalizedGradient,
     RandomNoise,
     SearchAttack,
@@ -542,8 +543,8 @@ def test_probabilities_are_warned_of_also_beside_a_reject_column():
         def forward(self, x):
             return torch.cat([plain(x).softmax(1), torch.full((len(x), 1), 0.5)], 1)
 
-    class Kernels(Threshold):
-        wider_kernels = 1.0  # R20 is for the probabilities of kernel machines
+    class Kernels(Threshold, KernelMachine):
+        """R20 is for the probabilities of kernel machines."""
 
     attack = PGD(steps=2)
     for module in (Softmax(), Threshold()):

@@ -244,7 +244,7 @@ def imported(code):
 
 # Imports of demur.attacks, beside those that torch and numpy make themselves.
 ALLOWED = {"demur", "numpy", "torch"}
-HEAVY = {"sklearn", "scipy", "torchvision", "matplotlib", "lightning", "lightning_fabric"}
+HEAVY = {"sklearn", "scipy", "torchvision", "matplotlib", "lightning_fabric"}
 HEAVY |= {"pydantic", "PIL", "jinja2", "pandas", "typer", "rich", "safetensors"}
 
 

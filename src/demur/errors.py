@@ -17,6 +17,19 @@ class DemurError(ValueError):
     """
 
 
+class ModuleError(DemurError):
+    """A user's module failed, or its answer is no table of scores.
+
+    If the module raised an error, that error is the `__cause__`.
+
+    Examples
+    --------
+    >>> from demur.errors import DemurError, ModuleError
+    >>> issubclass(ModuleError, DemurError)
+    True
+    """
+
+
 class DemurWarning(UserWarning):
     """A result that may mislead.
 

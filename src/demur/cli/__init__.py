@@ -20,7 +20,7 @@ def main() -> None:
     exit code 130.
     """
     # What libraries warn their callers of is not for the user of a command.
-    warnings.filterwarnings("ignore", module=r"lightning(\..*)?|torch(\..*)?")
+    warnings.filterwarnings("ignore", module=r"lightning_fabric(\..*)?|torch(\..*)?")
     warnings.filterwarnings("ignore", category=DemurWarning)  # a run's results say it of each cell
     if not out_console.is_terminal and "COLUMNS" not in os.environ:
         out_console.width = FILE_WIDTH

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins import MixedPrecision, Precision
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -128,6 +128,8 @@ def fit(
     >>> second.loss < first.loss
     True
     """
+    if torch.is_inference_mode_enabled():
+        raise DemurError("leave torch.inference_mode: a training needs gradients.")
     check_counts(epochs=epochs)
     if validation is not None:
         check_labelled(*validation, "validation")
@@ -173,7 +175,8 @@ def _train(training: Training) -> list[Epoch]:
     training.network.train()
     loader = isinstance(training.batches, LoaderBatches)
     randomness = preserved_randomness() if loader else torch.random.fork_rng()
-    with tuned(), randomness, job("training", training.total) as progress:
+    gradients = torch.enable_grad()
+    with tuned(), randomness, gradients, job("training", training.total) as progress:
         progress.advance(state.step)
         while state.step < training.total:
             _epoch(training, state, progress)
