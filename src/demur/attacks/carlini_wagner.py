@@ -266,7 +266,7 @@ class CarliniWagnerL2(MinimumNormAttack):
                     descent, change, slope, loss, gradient = state.select(
                         first_flagged(going, count), descent, change, slope, loss, gradient
                     )
-            pull = per_image(descent.const * (loss < self.confidence), change)
+            pull = per_image(descent.const * (loss < self.confidence), change).to(change)
             descent.variable = descent.variable - descent.adam.step(
                 (2 * change - pull * gradient) * slope
             )

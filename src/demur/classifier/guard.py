@@ -108,12 +108,12 @@ def table_of(answer: object, count: int, columns: list[int], needs: str) -> Tens
 
 
 @contextmanager
-def raising_module_errors(images: Tensor) -> Iterator[None]:
+def raising_module_errors(images: Tensor | None = None) -> Iterator[None]:
     """Inside, an error of a user's module becomes a ModuleError of one line.
 
     Parameters
     ----------
-    images : Tensor
+    images : Tensor, optional
         What the module is given, for the message.
     """
     try:
@@ -154,8 +154,8 @@ def _asked(module: Callable[[Tensor], object], images: Tensor) -> object:
         raise _explained(error, images) from error
 
 
-def _explained(error: Exception, images: Tensor) -> ModuleError:
-    if is_out_of_memory(error):
+def _explained(error: Exception, images: Tensor | None) -> ModuleError:
+    if is_out_of_memory(error) and images is not None:
         return ModuleError(
             f"the memory does not suffice for {len(images)} images at once: use a smaller "
             "batch_size."
@@ -163,8 +163,9 @@ def _explained(error: Exception, images: Tensor) -> ModuleError:
     said = "".join(
         letter if letter.isprintable() else "?" for letter in " ".join(str(error).split())
     )
-    kind = str(images.dtype).removeprefix("torch.")
-    return ModuleError(
-        f"the module failed on {kind} images of shape {tuple(images.shape)}: "
-        f"{type(error).__name__}: {said[:_LONGEST].rstrip('.')}."
-    )
+    where = ""
+    if images is not None:
+        kind = str(images.dtype).removeprefix("torch.")
+        where = f" on {kind} images of shape {tuple(images.shape)}"
+    reason = f"{type(error).__name__}: {said[:_LONGEST]}".rstrip(".: ")
+    return ModuleError(f"the module failed{where}: {reason}.")

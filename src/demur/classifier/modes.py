@@ -7,6 +7,9 @@ from threading import RLock
 import torch
 from torch import nn
 
+from demur.classifier.guard import raising_module_errors
+from demur.errors import ModuleError
+
 _LOCK = RLock()
 _ENTERED: dict[int, tuple[int, bool]] = {}
 """Modules that are evaluated now, by id: by how many callers, and the mode before the first."""
@@ -72,15 +75,27 @@ def _left(parts: list[nn.Module]) -> list[tuple[nn.Module, bool]]:
 
 
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
-    """Set the mode of each part, parents first. What `train()` leaves wrong is set directly."""
+    """Set the mode of each part, parents first. What `train()` leaves wrong is set directly.
+
+    Raises
+    ------
+    ModuleError
+        If a part fails. The others have their modes all the same.
+    """
+    failed: ModuleError | None = None
     for part, mode in modes:
         if getattr(part, "training", mode) == mode:
             continue  # a frozen TorchScript module has no mode
-        # An exported program refuses: it keeps the behaviour that it was exported with.
-        with suppress(NotImplementedError):
-            if mode:
-                part.train()
-            else:
-                part.eval()
-        if part.training != mode:
-            part.training = mode
+        try:
+            with raising_module_errors(), suppress(NotImplementedError):
+                # An exported program refuses: it keeps the behaviour that it was exported with.
+                if mode:
+                    part.train()
+                else:
+                    part.eval()
+            if part.training != mode:
+                part.training = mode
+        except ModuleError as error:
+            failed = error
+    if failed is not None:
+        raise failed

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from demur import seeds
-from demur.classifier import check_counts
+from demur.classifier import check_counts, raising_module_errors
 from demur.errors import DemurError
 from demur.hardware import has_fast_bfloat16, pick_device, tuned
 from demur.progress import Job, job
@@ -172,7 +172,8 @@ def fit(
 
 def _train(training: Training) -> list[Epoch]:
     state = _resumed(training)
-    training.network.train()
+    with raising_module_errors():
+        training.network.train()
     loader = isinstance(training.batches, LoaderBatches)
     randomness = preserved_randomness() if loader else torch.random.fork_rng()
     gradients = torch.enable_grad()
@@ -182,7 +183,8 @@ def _train(training: Training) -> list[Epoch]:
             _epoch(training, state, progress)
     if training.checkpoint and training.fabric.is_global_zero:
         training.checkpoint.unlink(missing_ok=True)
-    training.network.eval()
+    with raising_module_errors():
+        training.network.eval()
     return state.history
 
 

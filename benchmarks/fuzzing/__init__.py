@@ -1,0 +1,1 @@
+"""Seeded fuzzing: random cases, judged by code that shares nothing with demur."""
