@@ -642,7 +642,7 @@ def test_a_success_that_holds_in_its_own_batch_alone_is_taken_back():
     ("attack", "threat"),
     [(PGD(steps=3), "linf:0.1"), (Strongest(steps=3, n_queries=3), "linf:0.1"), (DDN(), "l2")],
 )
-def test_inference_mode_is_refused_and_its_tensors_are_taken(attack, threat):
+def test_d2_inference_mode_is_refused_and_its_tensors_are_taken(attack, threat):
     """R13: without gradients the ensemble would be Square alone, without a word."""
     classifier = linear(3, 64, 3)
     images = images_of(3)

@@ -160,7 +160,7 @@ def test_machines_without_a_support_vector_are_all_intercept():
     assert Evade().success(machines(torch.zeros(3, 4)), torch.ones(3, dtype=torch.int64), 2).all()
 
 
-def test_the_rounded_copy_follows_its_buffer_and_is_no_part_of_the_state(monkeypatch):
+def test_d39_the_rounded_copy_follows_its_buffer_and_is_no_part_of_the_state(monkeypatch):
     """D39: also where torch does not count the changes of a tensor."""
     features, labels = digits_features(100)
     machines, _ = fit_rbf_svm(features, labels, 10, C=1.0, gamma=0.01)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from demur import Classifier, ThreatModel
 from demur import attacks as library
@@ -205,13 +206,24 @@ def scores_alone(module: nn.Module) -> Callable[[Tensor], Array]:
         first = next(module.parameters(), None)
         kind = images.dtype if first is None else first.dtype
         with torch.no_grad():
-            rows = [module(image[None].clone().to(kind)) for image in images]
+            # Copies: a module may write all its answers into the same memory.
+            rows = [module(image[None].clone().to(kind)).detach().clone() for image in images]
         return torch.cat(rows).double().numpy()
 
     return scores
 
 
 ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+
+def modes_of(module: nn.Module) -> list[bool]:
+    """Give the mode of each part; a frozen module has none."""
+    return [getattr(part, "training", False) for part in module.modules()]
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Give the tensors of the module's state; quantised layers have other things in it."""
+    return {name: one for name, one in module.state_dict().items() if isinstance(one, Tensor)}
 
 
 def judged(
@@ -226,8 +238,9 @@ def judged(
     `scores` are those of the module alone, or None if they are random.
     """
     images = problem.images.clone()
-    modes = [part.training for part in problem.module.modules()]
-    state = {name: one.clone() for name, one in problem.module.state_dict().items()}
+    modes = modes_of(problem.module)
+    kept = {name: one for name, one in weights_of(problem.module).items() if not is_lazy(one)}
+    state = {name: one.clone() for name, one in kept.items()}
     learning = [one.requires_grad for one in problem.module.parameters()]
     random_state = torch.get_rng_state()
     try:
@@ -235,10 +248,11 @@ def judged(
     finally:
         assert torch.equal(torch.get_rng_state(), random_state), "the random state has changed"
         assert torch.equal(problem.images, images), "the caller's images have changed"
-        assert [part.training for part in problem.module.modules()] == modes, "modes"
+        assert modes_of(problem.module) == modes, "modes"
         assert [one.requires_grad for one in problem.module.parameters()] == learning, "frozen"
-        for name, one in problem.module.state_dict().items():
-            assert torch.equal(one, state[name]), f"the weights {name} have changed"
+        for name, one in weights_of(problem.module).items():
+            same = name not in state or one.is_meta or torch.equal(one, state[name])
+            assert same, f"the weights {name} have changed"
     count = len(images)
     eps = math.inf if threat.eps is None else threat.eps
     mask = torch.ones(()) if threat.mask is None else torch.as_tensor(threat.mask)

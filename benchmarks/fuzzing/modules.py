@@ -12,6 +12,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -322,7 +323,7 @@ def case(source: random.Random) -> str:
     elif use == "attack":
         _attack(module, images, labels, batch_size, kind, source)
     elif use == "black box":
-        _black_box(module.eval(), images, labels, batch_size)
+        _black_box(module, images, labels, batch_size)
     else:
         fit(module, images, labels, epochs=1, batch_size=batch_size, device="cpu")
     return f"{kind}: {use}"
@@ -383,6 +384,8 @@ def _black_box(module: nn.Module, images: Tensor, labels: Tensor, batch_size: in
     """Hide the module behind a function of numpy, and attack its scores."""
 
     def function(array: Any) -> Any:
+        with torch.no_grad(), suppress(NotImplementedError):
+            module.eval()
         with torch.no_grad():
             return module(torch.from_numpy(array)).numpy()
 

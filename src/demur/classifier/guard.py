@@ -46,7 +46,8 @@ def answer_of(module: nn.Module, images: Tensor, probes: Probes) -> object:
         return _asked(module, given)
     if torch.compiler.is_compiling():
         return module(images.clone())
-    kind = (id(module), module.training, torch.is_grad_enabled())
+    # A frozen TorchScript module has no mode.
+    kind = (id(module), getattr(module, "training", False), torch.is_grad_enabled())
     before = changes_of(images)
     if before is None or probes.get(kind):
         return _asked(module, images.clone())

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from demur.classifier.guard import raising_module_errors
-from demur.errors import ModuleError
+from demur.errors import DemurError, ModuleError
 
 _LOCK = RLock()
 _ENTERED: dict[int, tuple[int, bool]] = {}
@@ -16,8 +16,19 @@ _ENTERED: dict[int, tuple[int, bool]] = {}
 
 
 def device_of(module: nn.Module, default: torch.device) -> torch.device:
-    """Give the device of the module's first parameter or buffer, or `default` if there is none."""
+    """Give the device of the module's first parameter or buffer, or `default` if there is none.
+
+    Raises
+    ------
+    DemurError
+        If the module has no memory for its weights: its device is "meta".
+    """
     for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_meta:
+            raise DemurError(
+                'the module is on the device "meta", without weights: use to_empty(device="cpu"), '
+                "and load its weights."
+            )
         return tensor.device
     return default
 

@@ -96,7 +96,13 @@ def take_step(training: Training, batch: Batch, step: int) -> Tensor:
             f"a label is {batch.highest}, but the network has {scores.shape[1]} outputs."
         )
     loss = nn.functional.cross_entropy(scores, labels)
-    training.fabric.backward(loss)
+    if not loss.requires_grad:
+        raise DemurError(
+            "the network's scores do not depend on a parameter that can learn: nothing may detach "
+            "them, or compute them under torch.no_grad."
+        )
+    with raising_module_errors(images):
+        training.fabric.backward(loss)
     training.optimizer.step()
     if training.schedule is not None:
         training.schedule.step()
