@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 

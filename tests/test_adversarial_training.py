@@ -262,7 +262,7 @@ def other_mask(images, labels):
     ],
     ids=str,
 )
-def test_checkpoints_know_everything_that_attacked_batches_depend_on(change):
+def test_d6_checkpoints_know_everything_that_attacked_batches_depend_on(change):
     """D6."""
 
     def transform(attack=ATTACK, threat="linf:0.5", seed=0, **options):
@@ -306,7 +306,7 @@ def test_what_does_not_fit_is_said():
         AdversarialTraining(network(), 10, attack, threat).fit(images, labels + 12, epochs=1)
 
 
-def test_another_eps_does_not_resume_the_training_of_a_checkpoint(digits, tmp_path, monkeypatch):
+def test_d6_another_eps_does_not_resume_the_training_of_a_checkpoint(digits, tmp_path, monkeypatch):
     """D6: killed at eps .5, started at eps .02 with the same file."""
     train, _ = digits
     images = train.images[:128]

@@ -465,10 +465,8 @@ def test_the_ensemble_lists_its_members(norm, eps):
     assert isinstance(result, attacks.AttackResult)
 
 
-class Machine(nn.Module):
+class Machine(attacks.KernelMachine):
     """A linear layer that counts as a kernel machine."""
-
-    wider_kernels = 1.0
 
     def __init__(self):
         super().__init__()

@@ -223,7 +223,7 @@ def test_a_network_is_not_given_in_vain(saved):
         load_model(saved("plain")[1], small())
 
 
-def test_shared_half_precision_and_empty_tensors_are_stored(tmp_path):
+def test_d32_shared_half_precision_and_empty_tensors_are_stored(tmp_path):
     """D32."""
     module = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Linear(10, 10))
     module.add_module("3", module[2])

@@ -146,7 +146,7 @@ class Merging(nn.Linear):
         return self
 
 
-def test_modes_are_switched_by_train_and_eval_so_that_overrides_run():
+def test_d9_modes_are_switched_by_train_and_eval_so_that_overrides_run():
     """D9."""
     inner = Merging(64, 3)
     classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Sequential(inner)), 3).train()
@@ -169,7 +169,7 @@ def test_modes_are_restored_after_an_error_and_nested_use():
         assert not any(part.training for part in classifier.modules())
 
 
-def test_threads_predict_alike_on_a_classifier_in_training_mode():
+def test_d8_threads_predict_alike_on_a_classifier_in_training_mode():
     """D8."""
     classifier = convolutional(3).train()
     images = images_of(64)
@@ -200,7 +200,7 @@ class InPlace(nn.Module):
         return images.mul_(-1).flatten(1)[:, :3]
 
 
-def test_a_module_that_works_in_place_does_not_change_the_callers_images():
+def test_d10_a_module_that_works_in_place_does_not_change_the_callers_images():
     """D10."""
     images = images_of(4)
     before = images.clone()
@@ -223,7 +223,7 @@ class Rows(nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (1, 4), (5, 3), (0, 3), (4, 5), (4, 2)])
-def test_scores_of_another_number_of_rows_or_columns_are_refused(shape):
+def test_d11_scores_of_another_number_of_rows_or_columns_are_refused(shape):
     """D11."""
     with pytest.raises(DemurError, match=r"4 images; a classifier of 3 classes"):
         Classifier(Rows(*shape), 3).predict(images_of(4))
@@ -239,7 +239,7 @@ def test_scores_of_a_wrong_shape_or_not_finite_are_refused():
 
 
 @pytest.mark.parametrize("wrap", [tuple, lambda scores: {"logits": scores}])
-def test_outputs_that_are_no_tensor_are_refused_with_the_remedy(wrap):
+def test_d29_outputs_that_are_no_tensor_are_refused_with_the_remedy(wrap):
     """D29."""
 
     class Wrapped(nn.Module):
@@ -251,7 +251,7 @@ def test_outputs_that_are_no_tensor_are_refused_with_the_remedy(wrap):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_images_are_taken_in_the_precision_of_the_module(dtype):
+def test_d27_images_are_taken_in_the_precision_of_the_module(dtype):
     """D27."""
     classifier = linear(3, 64, 3).to(dtype)
     for images in (images_of(3), images_of(3).double()):
@@ -260,7 +260,7 @@ def test_images_are_taken_in_the_precision_of_the_module(dtype):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_frozen_and_exported_modules_predict():
+def test_d28_frozen_and_exported_modules_predict():
     """D28."""
     images = images_of(6)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
@@ -271,7 +271,7 @@ def test_frozen_and_exported_modules_predict():
         assert torch.equal(Classifier(other, 3).predict(images), expected)
 
 
-def test_a_black_box_of_one_image_at_a_time_is_measured_by_batches_of_one():
+def test_d30_a_black_box_of_one_image_at_a_time_is_measured_by_batches_of_one():
     """D30."""
 
     def one(array):
@@ -314,7 +314,7 @@ def test_batch_size_does_not_change_decisions(batch_size):
         (torch.zeros(1, 8, 8), r"images\[None\]"),
     ],
 )
-def test_bad_images_end_at_the_boundary(images, said):
+def test_d29_bad_images_end_at_the_boundary(images, said):
     """D29."""
     with pytest.raises(DemurError, match=said):
         linear(3, 64, 3).predict(images)
@@ -331,7 +331,7 @@ def test_bad_images_end_at_the_boundary(images, said):
         torch.tensor([0, 1], dtype=torch.uint16),
     ],
 )
-def test_bad_labels_end_at_the_boundary(labels):
+def test_d29_bad_labels_end_at_the_boundary(labels):
     """D29."""
     with pytest.raises(DemurError, match="labels"):
         outcomes(linear(3, 64, 3), images_of(2), labels)

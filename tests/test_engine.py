@@ -25,6 +25,7 @@ from demur.attacks import (
     CarliniWagnerLinf,
     Evade,
     ForceReject,
+    KernelMachine,
     NormalizedGradient,
     RandomNoise,
     SearchAttack,
@@ -542,8 +543,8 @@ def test_probabilities_are_warned_of_also_beside_a_reject_column():
         def forward(self, x):
             return torch.cat([plain(x).softmax(1), torch.full((len(x), 1), 0.5)], 1)
 
-    class Kernels(Threshold):
-        wider_kernels = 1.0  # R20 is for the probabilities of kernel machines
+    class Kernels(Threshold, KernelMachine):
+        """R20 is for the probabilities of kernel machines."""
 
     attack = PGD(steps=2)
     for module in (Softmax(), Threshold()):
@@ -641,7 +642,7 @@ def test_a_success_that_holds_in_its_own_batch_alone_is_taken_back():
     ("attack", "threat"),
     [(PGD(steps=3), "linf:0.1"), (Strongest(steps=3, n_queries=3), "linf:0.1"), (DDN(), "l2")],
 )
-def test_inference_mode_is_refused_and_its_tensors_are_taken(attack, threat):
+def test_d2_inference_mode_is_refused_and_its_tensors_are_taken(attack, threat):
     """R13: without gradients the ensemble would be Square alone, without a word."""
     classifier = linear(3, 64, 3)
     images = images_of(3)

@@ -117,7 +117,7 @@ def test_labels_and_names_do_not_change_the_key():
 @pytest.mark.parametrize(
     "change", [{"device": "cuda"}, {"precision": "bfloat16"}, {"threads": 2}, {"processor": "x"}]
 )
-def test_the_kind_of_machine_and_the_threads_are_part_of_the_key(change):
+def test_d1_the_kind_of_machine_and_the_threads_are_part_of_the_key(change):
     node = Evaluate(loaded(), plans.images(5), None)
     assert Keys(HERE).of(node) != Keys(dataclasses.replace(HERE, **change)).of(node)
 
@@ -153,7 +153,7 @@ AFFECTED = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_exactly_the_nodes_that_use_changed_code_are_computed_again(change, tmp_path, store):
+def test_d3_exactly_the_nodes_that_use_changed_code_are_computed_again(change, tmp_path, store):
     """On a copy of the package: PGD is used by the nodes 1 and 4 of the plan."""
     copied = tmp_path / "demur"
     shutil.copytree(Path(demur.__file__).parent, copied)

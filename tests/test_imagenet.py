@@ -120,7 +120,7 @@ def test_weights_of_another_network_damaged_or_with_code_in_them_are_refused(sta
         ({"std": "(0.5, 1e999, 0.5)"}, "finite"),
     ],
 )
-def test_strange_metadata_are_one_clear_line(state, root, about, said):
+def test_d25_strange_metadata_are_one_clear_line(state, root, about, said):
     """D25"""
     save_file(dict(state), root / "strange.safetensors", metadata=about)
     with pytest.raises(DemurError, match=said) as error:

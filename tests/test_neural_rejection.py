@@ -197,7 +197,7 @@ def without(state, name):
         ),
     ],
 )
-def test_a_refused_state_changes_nothing(deep, spoil, gammas, said):
+def test_d7_a_refused_state_changes_nothing(deep, spoil, gammas, said):
     """D7."""
     images = data.load("digits", "test").to_float()[:20]
     fitted = again().restore(deep.state_dict(), deep.gammas_)

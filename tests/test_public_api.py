@@ -244,18 +244,18 @@ def imported(code):
 
 # Imports of demur.attacks, beside those that torch and numpy make themselves.
 ALLOWED = {"demur", "numpy", "torch"}
-HEAVY = {"sklearn", "scipy", "torchvision", "matplotlib", "lightning", "lightning_fabric"}
+HEAVY = {"sklearn", "scipy", "torchvision", "matplotlib", "lightning_fabric"}
 HEAVY |= {"pydantic", "PIL", "jinja2", "pandas", "typer", "rich", "safetensors"}
 
 
-def test_importing_the_library_imports_no_torch():
+def test_d34_importing_the_library_imports_no_torch():
     assert imported("import demur; dir(demur)") == {"demur"}
     assert "torch" not in imported(
         "from demur import DemurError, DemurWarning; import demur.errors"
     )
 
 
-def test_importing_attacks_imports_torch_and_numpy_alone():
+def test_d34_importing_attacks_imports_torch_and_numpy_alone():
     of_torch = imported("import numpy, torch")
     found = imported("import demur.attacks; from demur.attacks import PGD, masks")
     assert found - of_torch <= ALLOWED
@@ -263,7 +263,7 @@ def test_importing_attacks_imports_torch_and_numpy_alone():
     assert {"numpy", "torch"} <= found
 
 
-def test_the_command_line_answers_without_torch():
+def test_d34_the_command_line_answers_without_torch():
     code = """
 import sys
 sys.argv = ["demur", "--help"]
@@ -279,7 +279,7 @@ assert not heavy, heavy
     assert "Usage" in python(code.format(heavy=heavy))
 
 
-def test_importing_the_library_leaves_malloc_alone():
+def test_d37_importing_the_library_leaves_malloc_alone():
     """Only commands and benchmarks may tell the C library how to keep memory."""
     rooms = ["attacks", "training", "defenses", "hardware"]
     code = "import demur\n" + "\n".join(f"import demur.{room}" for room in rooms)
@@ -297,7 +297,7 @@ def callers(name):
     }
 
 
-def test_only_commands_change_malloc():
+def test_d37_only_commands_change_malloc():
     assert callers("mallopt") == {"hardware.py"}
     command_line = {one for one in callers("keep_buffers") if one.startswith("cli/")}
     # A worker process of Ray runs tasks of demur alone.

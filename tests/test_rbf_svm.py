@@ -16,6 +16,7 @@ from demur.attacks import Evade
 from demur.defenses import rbf_svm
 from demur.defenses.rbf_fitting import fit_rbf_svm, gram, search_rbf_svm
 from demur.defenses.rbf_svm import OneVsRestRBFSVM
+from demur.hardware import changes_of
 
 
 def digits_features(count=400):
@@ -159,7 +160,7 @@ def test_machines_without_a_support_vector_are_all_intercept():
     assert Evade().success(machines(torch.zeros(3, 4)), torch.ones(3, dtype=torch.int64), 2).all()
 
 
-def test_the_rounded_copy_follows_its_buffer_and_is_no_part_of_the_state(monkeypatch):
+def test_d39_the_rounded_copy_follows_its_buffer_and_is_no_part_of_the_state(monkeypatch):
     """D39: also where torch does not count the changes of a tensor."""
     features, labels = digits_features(100)
     machines, _ = fit_rbf_svm(features, labels, 10, C=1.0, gamma=0.01)
@@ -169,12 +170,12 @@ def test_the_rounded_copy_follows_its_buffer_and_is_no_part_of_the_state(monkeyp
     with torch.no_grad():
         machines.support.add_(1)
     assert torch.equal(machines._half(), machines.support.bfloat16())
-    monkeypatch.setattr(rbf_svm, "_version", lambda tensor: None)
+    monkeypatch.setattr(rbf_svm, "changes_of", lambda tensor: None)
     with torch.no_grad():
         machines.support.add_(1)
     assert torch.equal(machines._half(), machines.support.bfloat16())
     with torch.inference_mode():
-        assert rbf_svm._version(torch.zeros(1)) is None
+        assert changes_of(torch.zeros(1)) is None
 
 
 def test_features_of_another_size_and_classes_that_are_too_small_are_refused():

@@ -154,11 +154,11 @@ def test_fitting_learns_and_leaves_evaluation_mode_and_float32_weights(precision
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_networks_of_another_precision_are_trained_in_it(dtype):
+def test_d27_networks_of_another_precision_are_trained_in_it(dtype):
     """D27"""
     images, labels = problem()
     network = small().to(dtype)
-    options = {"epochs": 3, "batch_size": 64, "optimizer": sgd, "precision": "float32"}
+    options = {"epochs": 3, "batch_size": 64, "optimizer": sgd}
     history = fit(network, images, labels, **options, validation=problem(seed=1))
     assert history[-1].accuracy > 0.9 and history[-1].validation_accuracy > 0.9
     assert network[0].weight.dtype == dtype
@@ -574,7 +574,7 @@ def test_a_broken_checkpoint_is_ignored(tmp_path, content):
     assert first == 0 and "damaged" in messages[0]
 
 
-def test_a_checkpoint_that_cannot_be_written_is_one_clear_line(tmp_path, eager, monkeypatch):
+def test_d13_a_checkpoint_that_cannot_be_written_is_one_clear_line(tmp_path, eager, monkeypatch):
     """D13: torch raises RuntimeError where the disk is full."""
 
     def full(state, path):
@@ -703,7 +703,7 @@ def arguments(path, **change):
 
 
 @pytest.mark.parametrize("changed", CHANGES)
-def test_only_the_same_training_resumes(tmp_path, eager, changed):
+def test_d6_only_the_same_training_resumes(tmp_path, eager, changed):
     """D6"""
     before, after = CHANGES[changed]
     path = tmp_path / "fit"
@@ -719,7 +719,7 @@ def test_only_the_same_training_resumes(tmp_path, eager, changed):
     assert first == 4 and not messages
 
 
-def test_a_global_of_the_transforms_helper_counts(tmp_path, eager, monkeypatch):
+def test_d6_a_global_of_the_transforms_helper_counts(tmp_path, eager, monkeypatch):
     """D6, for scripts that keep their settings in globals."""
     data, options = arguments(tmp_path / "fit", transform=by_global)
     killed(5, *data, **options)
@@ -728,7 +728,7 @@ def test_a_global_of_the_transforms_helper_counts(tmp_path, eager, monkeypatch):
     assert resumed(*data, **options)[1] == 0
 
 
-def test_the_number_of_threads_counts_on_a_cpu(tmp_path, eager, monkeypatch):
+def test_d1_the_number_of_threads_counts_on_a_cpu(tmp_path, eager, monkeypatch):
     """D1"""
     data, options = arguments(tmp_path / "fit", device="cpu")
     killed(5, *data, **options)
@@ -959,7 +959,7 @@ def test_files_is_imported_and_used_without_torch():
 # Hardware
 
 
-def test_only_commands_tell_malloc_to_keep_buffers():
+def test_d37_only_commands_tell_malloc_to_keep_buffers():
     """D37"""
     source = Path(demur.__file__).parent
     users = set()
@@ -975,7 +975,7 @@ def test_only_commands_tell_malloc_to_keep_buffers():
     assert users <= {"cli", "commands", "evaluation"}
 
 
-def test_the_library_does_not_touch_malloc():
+def test_d37_the_library_does_not_touch_malloc():
     """D37: mallopt is called by nothing but keep_buffers, and keep_buffers by nothing here."""
     code = """
 import ctypes, torch
@@ -1001,7 +1001,7 @@ assert hardware.keep_buffers() and len(calls) == 3
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("error", [AttributeError, RuntimeError])
-def test_private_functions_of_torch_may_be_missing(monkeypatch, machine, error):
+def test_d39_private_functions_of_torch_may_be_missing(monkeypatch, machine, error):
     """D39"""
 
     class Gone:

@@ -54,6 +54,19 @@ class DemurError(ValueError):
         return one_line(super().__str__())
 
 
+class ModuleError(DemurError):
+    """A user's module failed, or its answer is no table of scores.
+
+    If the module raised an error, that error is the `__cause__`.
+
+    Examples
+    --------
+    >>> from demur.errors import DemurError, ModuleError
+    >>> issubclass(ModuleError, DemurError)
+    True
+    """
+
+
 class DemurWarning(UserWarning):
     """A result that may mislead.
 

@@ -69,7 +69,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """The only user of private functions of torch (D39); False where torch does not have them."""
+    """Ask private functions of torch (D39); False where torch does not have them."""
     try:
         if platform.machine().lower() in ("x86_64", "amd64"):
             # oneDNN also emulates bfloat16, slowly: ask for the instructions.
@@ -77,6 +77,35 @@ def _cpu_has_bfloat16() -> bool:
         return bool(torch._C._has_mkldnn) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     except (AttributeError, RuntimeError, TypeError):
         return False
+
+
+def changes_of(tensor: torch.Tensor) -> int | None:
+    """Count how often a tensor was changed in place.
+
+    This file alone uses private attributes of torch, and none of them must exist (D39).
+
+    Parameters
+    ----------
+    tensor : Tensor
+
+    Returns
+    -------
+    int or None
+        None where torch does not count: in tensors of inference mode, and in versions of torch
+        without the attribute.
+
+    Examples
+    --------
+    >>> ones = torch.ones(2)
+    >>> before = changes_of(ones)
+    >>> _ = ones.mul_(2)
+    >>> before is None or changes_of(ones) > before
+    True
+    """
+    try:
+        return int(tensor._version)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from demur.attacks.engine import run_attack
 from demur.attacks.fast_gradient import FGM, FGSM
 from demur.attacks.fast_minimum_norm import DDN, FMN
 from demur.attacks.features import feature_density, feature_matching
+from demur.attacks.frozen import KernelMachine, wider_kernels
 from demur.attacks.normalized_gradient import NormalizedGradient
 from demur.attacks.pgd import PGD
 from demur.attacks.quantize import quantize_towards
@@ -26,7 +27,6 @@ from demur.attacks.wrappers import (
     BPDA,
     WithWiderKernels,
     expectation_over_transformation,
-    wider_kernels,
 )
 from demur.goals import AnyError, Evade, ForceReject, Goal, Target
 from demur.norms import sizes
@@ -50,6 +50,7 @@ __all__ = [
     "Evade",
     "ForceReject",
     "Goal",
+    "KernelMachine",
     "MinimumNormAttack",
     "NormalizedGradient",
     "RandomNoise",

@@ -133,6 +133,11 @@ def first_flagged(flags: Tensor, count: int) -> Tensor:
     return flags.to(torch.uint8).argsort(descending=True, stable=True)[:count]
 
 
+def precise(scores: Tensor) -> Tensor:
+    """Give scores in float32 at least: half precision decides nothing."""
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
 def clear_margin(scores: Tensor) -> Tensor:
     """Give the margin (n,) that a success needs where the smallest change is sought: at the very
     boundary, another batch size rounds to the other side.

@@ -247,7 +247,7 @@ class CarliniWagnerL2(MinimumNormAttack):
         last = variable.clone()
         row = torch.arange(len(const), device=const.device)
         adam = Adam.begin(variable, self.learning_rate)
-        adam.finer = torch.full_like(const, finer)
+        adam.finer = torch.full_like(adam.finer, finer)
         descent = _Descent(row, const, variable, torch.full_like(const, torch.inf), adam)
         for step in range(steps):
             candidates, slope = from_tanh(descent.variable, state.images, state.ball.mask)
@@ -271,7 +271,7 @@ class CarliniWagnerL2(MinimumNormAttack):
                     descent, change, slope, loss, gradient = state.select(
                         first_flagged(going, count), descent, change, slope, loss, gradient
                     )
-            pull = per_image(descent.const * (loss < self.confidence), change)
+            pull = per_image(descent.const * (loss < self.confidence), change).to(change)
             descent.variable = descent.variable - descent.adam.step(
                 (2 * change - pull * gradient) * slope
             )

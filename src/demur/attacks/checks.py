@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from demur.attacks.book import Regularizer
+from demur.attacks.frozen import kernel_machines
 from demur.classifier import (
     Classifier,
     check_classifier,
@@ -71,7 +72,7 @@ def _like_probabilities(classifier: Classifier, scores: Tensor) -> bool:
     The probabilities of kernel machines are excepted: R20 holds for them.
     """
     parts = [scores]
-    if not any(hasattr(module, "wider_kernels") for module in classifier.modules()):
+    if not kernel_machines(classifier):
         parts.append(scores[:, : classifier.num_classes])
     sums = [float(part.sum()) for part in parts if bool((part >= 0).all())]
     return any(abs(total - 1) < 1e-4 for total in sums)

@@ -22,7 +22,7 @@ from demur.attacks.frozen import channels_last, frozen
 from demur.attacks.result import AttackResult
 from demur.attacks.state import AttackState
 from demur.classifier import Classifier, check_counts, device_of
-from demur.errors import DemurError, unknown
+from demur.errors import DemurError, ModuleError, unknown
 from demur.hardware import has_fast_bfloat16, tuned
 from demur.masks import check_mask
 from demur.norms import Ball, ball_of, per_image
@@ -38,6 +38,11 @@ are always made in float32.
 """
 
 MEASURED_AT_ONCE = 1024
+
+TINY = 1e-30
+"""Pixels below it are attacked as 0: denormal numbers count as zero during an attack, and no step
+should change them.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def run_attack(
         torch.manual_seed(seeds.derive(call.seed, "classifier"))  # for a randomised classifier
         with channels_last(classifier):
             run.search()
+        run.restore_tiny_pixels()
         check_answers(run.book.success | run.book.loss.isfinite())
         run.warn_if_blind()
         success = run.success()
@@ -117,7 +123,8 @@ class _Run:
     ) -> None:
         self.attack = attack
         self.classifier = classifier
-        self.images = images
+        self.given = images
+        self.images = images if call.only_maximize else images.masked_fill(images < TINY, 0)
         self.labels = labels.to(images.device)
         self.goal = threat.goal
         self.call = call
@@ -210,6 +217,14 @@ class _Run:
             state.evaluate(state.images)
             self.book.write(rows, part)
 
+    def restore_tiny_pixels(self) -> None:
+        """Put the pixels back that were attacked as 0, where the candidates left them there."""
+        given = self.given.cpu()
+        candidates = self.book.candidates
+        left = (given < TINY) & (candidates < TINY)
+        self.book.candidates = torch.where(left, given, candidates)
+        self.images = self.given
+
     def warn_if_blind(self) -> None:
         """Warn if most gradients were zero. An attacker that may act nowhere is not blind."""
         if self.mask is None or bool(self.mask.any()):
@@ -241,13 +256,25 @@ class _Run:
         holds = torch.zeros_like(checked)
         for rows in self.check_batches(checked):
             here = rows.to(self.labels.device)
-            scores = self.classifier(self.book.candidates[rows].to(self.device))
+            scores = self.fresh_scores(self.book.candidates[rows].to(self.device))
             labels = self.labels[here].to(self.device, torch.int64)
             goal = self.goal.select(here)
             confidence = self.pursuit.confidence
             success = goal.success(scores, labels, self.classifier.num_classes, confidence)
             holds[rows] = success.cpu()
         return holds
+
+    def fresh_scores(self, images: Tensor) -> Tensor:
+        """Score images (n, ...) in float32, in one batch, or one by one if the user's batches have
+        one image and the classifier takes no more.
+        """
+        try:
+            together: Tensor = self.classifier(images)
+            return together.float()
+        except ModuleError:
+            if self.call.batch_size > 1 or len(images) == 1:
+                raise
+        return torch.cat([self.classifier(image).float() for image in torch.split(images, 1)])
 
     def result(self, success: Tensor) -> AttackResult:
         """Put the result together."""

@@ -22,10 +22,11 @@ from demur.attacks.book import (
     Ts,
     clear_margin,
     first_flagged,
+    precise,
     rows_at,
 )
 from demur.attacks.checks import NO_GRADIENT
-from demur.classifier import Classifier
+from demur.classifier import Classifier, raising_module_errors
 from demur.errors import DemurError
 from demur.goals import Goal
 from demur.norms import Ball, per_image
@@ -142,7 +143,8 @@ class AttackState:
             scores, loss = self._forward(candidates)
             if not loss.requires_grad:
                 raise DemurError(NO_GRADIENT)
-            (gradient,) = torch.autograd.grad(loss.sum(), candidates, allow_unused=True)
+            with raising_module_errors(candidates):
+                (gradient,) = torch.autograd.grad(loss.sum(), candidates, allow_unused=True)
         if gradient is None:
             raise DemurError(NO_GRADIENT)
         unusable = ~torch.isfinite(gradient)
@@ -173,7 +175,7 @@ class AttackState:
                 given = candidates.clone(memory_format=torch.channels_last)
             scores = self._classifier(given)
             extra = None if self.regularizer is None else self.regularizer(given)
-        scores = scores if scores.dtype == torch.float64 else scores.float()
+        scores = precise(scores)
         loss = self._loss(scores)
         return scores, loss if extra is None else loss + extra.to(loss)
 
@@ -185,7 +187,7 @@ class AttackState:
         where the scores are known. With `record`, the best of them are kept.
         """
         if scores is None:
-            scores = self._classifier(candidates)
+            scores = precise(self._classifier(candidates))
             self._count(forwards=1)
         loss = self._loss(scores)
         if self.regularizer is not None:
@@ -341,7 +343,7 @@ class AttackState:
             return success, better
         self._book.version += 1
         index = first_flagged(better, count)
-        again = self._classifier(candidates[index])
+        again = precise(self._classifier(candidates[index]))
         holds = self._decisive(self.goal.select(index), again, self.labels[index])
         self._book.forwards[self._rows[index]] += 1
         return success.index_put((index,), holds), better.index_put((index,), holds)

@@ -14,18 +14,18 @@ from demur.attacks.apgd import APGD
 from demur.attacks.base import Attack
 from demur.attacks.book import Regularizer
 from demur.attacks.carlini_wagner import CarliniWagnerL2
-from demur.attacks.checks import check_regularizer, check_request
+from demur.attacks.checks import check_regularizer, check_request, warn
 from demur.attacks.engine import GradientPrecision
 from demur.attacks.fast_minimum_norm import DDN, FMN
-from demur.attacks.frozen import frozen
+from demur.attacks.frozen import frozen, kernel_machines
 from demur.attacks.pgd import PGD
 from demur.attacks.result import AttackResult
 from demur.attacks.sampling import SquareSample, attack_in_stages
 from demur.attacks.sigma_zero import SigmaZero
 from demur.attacks.square import Square
 from demur.attacks.tally import Tally, margins_of
-from demur.attacks.wrappers import WithWiderKernels, kernels
-from demur.classifier import Classifier, check_counts, device_of
+from demur.attacks.wrappers import WithWiderKernels
+from demur.classifier import Classifier, check_counts, device_of, raising_module_errors
 from demur.errors import DemurError
 from demur.masks import check_mask
 from demur.threat import ThreatModel, as_threat
@@ -34,6 +34,10 @@ WIDER = (0.3, 0.1)
 """Factors of gamma that help on neural rejection of MNIST and of the embedded digits."""
 TRIES = 3
 """Runs toward a target that came near: few images have one, and chance decides about these."""
+SCORES_ONLY = (
+    "the classifier gives no gradient: of the ensemble, Square alone attacks it, by its scores. It "
+    "finds fewer errors than attacks with gradients. Call the network without torch.no_grad."
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,10 +52,14 @@ class EnsembleResult(AttackResult):
     sampled : SquareSample or None
         On how many images Square ran, and what that says of the others. None if Square is no member
         of the ensemble, or if no image was left for it.
+    scores_only : bool
+        The classifier gave no gradient, so Square was the only attack. Success is then rarer than
+        with gradients, and says less about robustness.
     """
 
     by: tuple[str, ...]
     sampled: SquareSample | None = None
+    scores_only: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -154,7 +162,7 @@ class Strongest(Attack):
         members = self._members(threat)
         if images.ndim != 4:
             members = [one for one in members if not isinstance(one.attack, Square)]
-        if not kernels(classifier):
+        if not kernel_machines(classifier):
             return [one.attack for one in members]
         return [attack for one in members for attack in one.with_wider_kernels()]
 
@@ -246,6 +254,9 @@ class Strongest(Attack):
 
         members = self.attacks_for(threat, classifier, images)
         sampled = None
+        scores_only = not _has_gradient(classifier, images)
+        if scores_only:
+            warn(SCORES_ONLY)
         for attack in members:
             left = tally.left(bounded=threat.eps is not None)
             if not len(left):
@@ -255,7 +266,8 @@ class Strongest(Attack):
                 sampled = attack_in_stages(partial(meet, attack), tally, images, size, seed)
             else:
                 meet(attack, left)
-        return EnsembleResult(**vars(tally.best), by=tuple(tally.by), sampled=sampled)
+        by = tuple(tally.by)
+        return EnsembleResult(**vars(tally.best), by=by, sampled=sampled, scores_only=scores_only)
 
 
 @dataclass(frozen=True)
@@ -277,7 +289,12 @@ def _has_gradient(classifier: Classifier, images: Tensor) -> bool:
     image = images[:1].detach().clone()  # a tensor of inference mode takes no gradient
     image = image.to(device_of(classifier, images.device)).requires_grad_()
     with frozen(classifier), torch.enable_grad(), torch.random.fork_rng():
-        return bool(classifier(image).requires_grad)
+        scores = classifier(image)
+        if not scores.requires_grad:
+            return False
+        with raising_module_errors(image):
+            (gradient,) = torch.autograd.grad(scores.sum(), image, allow_unused=True)
+        return gradient is not None
 
 
 PROFILES: Final[Mapping[str, Strongest]] = {

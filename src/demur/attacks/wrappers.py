@@ -2,8 +2,7 @@
 kernels.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from demur.attacks.base import Attack
 from demur.attacks.book import Regularizer
 from demur.attacks.checks import check_fractions
 from demur.attacks.engine import GradientPrecision
+from demur.attacks.frozen import wider_kernels
 from demur.attacks.result import AttackResult
 from demur.classifier import Classifier, check_classifier
 from demur.errors import DemurError
@@ -138,48 +138,6 @@ class BPDA(nn.Module):
     def _exactly(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             return self.exact(images)
-
-
-@contextmanager
-def wider_kernels(classifier: nn.Module, factor: float) -> Iterator[None]:
-    """Inside, gradients through kernels are those of kernels with `factor` times the gamma.
-
-    Scores and decisions do not change. A kernel machine is flat far from its support vectors, and
-    an attack on it is blind (R14, R18): wider kernels still point the way. This sets the attribute
-    `wider_kernels` of every part of the classifier that has one, such as `OneVsRestRBFSVM`.
-
-    Parameters
-    ----------
-    classifier : Module
-    factor : float in (0, 1]
-
-    Raises
-    ------
-    DemurError
-        If the factor is out of range.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from demur.attacks import wider_kernels
-    >>> with wider_kernels(torch.nn.Linear(2, 2), 0.1):
-    ...     pass
-    """
-    if not 0 < factor <= 1:
-        raise DemurError(f"kernels are widened by a factor in (0, 1], not {factor}.")
-    before = [(module, module.wider_kernels) for module in kernels(classifier)]
-    try:
-        for module, _ in before:
-            module.wider_kernels = factor
-        yield
-    finally:
-        for module, value in before:
-            module.wider_kernels = value
-
-
-def kernels(classifier: nn.Module) -> list[Any]:
-    """Give the parts of a classifier whose gradients can be widened."""
-    return [module for module in classifier.modules() if hasattr(module, "wider_kernels")]
 
 
 @dataclass(frozen=True, repr=False)

@@ -3,6 +3,7 @@
 from demur.classifier.base import Classifier, black_box, check_classifier, outcomes
 from demur.classifier.checks import check_counts, check_images, check_labels
 from demur.classifier.decisions import REJECT, Outcome, decide, outcomes_of
+from demur.classifier.guard import is_out_of_memory, raising_module_errors
 from demur.classifier.modes import device_of, evaluating, modes_kept
 from demur.classifier.preprocess import Preprocess
 
@@ -19,7 +20,9 @@ __all__ = [
     "decide",
     "device_of",
     "evaluating",
+    "is_out_of_memory",
     "modes_kept",
     "outcomes",
     "outcomes_of",
+    "raising_module_errors",
 ]

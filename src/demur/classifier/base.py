@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from demur.classifier.cache import Cache
 from demur.classifier.checks import check_counts, check_images, check_labels
 from demur.classifier.decisions import decide, outcomes_of
+from demur.classifier.guard import Probes, answer_of, table_of
 from demur.classifier.modes import device_of, evaluating
 from demur.classifier.preprocess import Preprocess
-from demur.errors import DemurError
+from demur.errors import DemurError, ModuleError
 from demur.hardware import tuned
 
 
@@ -65,6 +66,7 @@ class Classifier(nn.Module):
         self.module = module
         self.num_classes = num_classes
         self._columns = Cache(rejects)  # the first forward pass fills it if it is None
+        self._probes: Cache[Probes] = Cache({})
         self._threshold = 0.0
 
     @property
@@ -84,6 +86,11 @@ class Classifier(nn.Module):
         The reject margin of an image is its best class score minus its reject score.
         """
         return self._threshold if self.rejects else None
+
+    @property
+    def works_in_place(self) -> bool:
+        """Whether the module was seen to change its input: then it gets copies of the images."""
+        return any(self._probes.value.values())
 
     def set_threshold(self, value: float) -> None:
         """Change the threshold. Larger values reject more images.
@@ -112,40 +119,27 @@ class Classifier(nn.Module):
 
         Raises
         ------
-        DemurError
-            If the module does not return one row of scores for each image, or the number of columns
-            contradicts `num_classes` and `rejects`.
+        ModuleError
+            If the module fails, does not return one row of scores for each image, or the number of
+            columns contradicts `num_classes` and `rejects`.
         """
-        parameter = next(self.parameters(), None)
-        given = images
-        if parameter is not None and images.is_floating_point() and parameter.is_floating_point():
-            given = images.to(parameter.dtype)
-        if given is images:
-            given = images.clone()  # the first layer of a module may work in place
-        scores: Tensor = self.module(given)
-        self._check_scores(scores, len(images))
+        answer = answer_of(self.module, images, self._probes.value)
+        scores = self._table(answer, len(images))
         if self._threshold and scores.shape[1] > self.num_classes:
             scores = torch.cat([scores[:, :-1], scores[:, -1:] + self._threshold], 1)
         return scores
 
-    def _check_scores(self, scores: object, count: int) -> None:
-        if not isinstance(scores, Tensor):
-            raise DemurError(
-                f"the module returned {type(scores).__name__} instead of a tensor of scores: wrap "
-                "it in a module that returns the scores alone."
-            )
+    def _table(self, answer: object, count: int) -> Tensor:
+        """Check the module's answer, and learn from the first one whether it rejects."""
         rejects = self._columns.value
         columns = [self.num_classes, self.num_classes + 1]
         if rejects is not None:
             columns = [columns[rejects]]
-        if scores.ndim != 2 or len(scores) != count or scores.shape[1] not in columns:
-            needed = " or ".join(f"({count}, {number})" for number in columns)
-            raise DemurError(
-                f"the module gave scores of shape {tuple(scores.shape)} for {count} images; a "
-                f"classifier of {self.num_classes} classes with rejects={rejects} needs {needed}."
-            )
+        needs = f"a classifier of {self.num_classes} classes with rejects={rejects}"
+        scores = table_of(answer, count, columns, needs)
         if rejects is None:
             self._columns.value = scores.shape[1] > self.num_classes
+        return scores
 
     @torch.no_grad()
     def predict(self, images: Tensor, batch_size: int = 512) -> Tensor:
@@ -185,8 +179,9 @@ class Classifier(nn.Module):
         check_counts(batch_size=batch_size)
         device = device_of(self, images.device)
         with evaluating(self), tuned(), torch.autocast(device.type, enabled=False):
+            # Copies: a module may write all its answers into the same memory.
             batches = [
-                self(batch.to(device)).float().to(images.device)
+                self(batch.to(device)).to(images.device, torch.float32, copy=True)
                 for batch in torch.split(images, int(batch_size))
             ]
         scores = torch.cat(batches)
@@ -229,10 +224,10 @@ class _BlackBox(nn.Module):
         given = self.function(images.detach().cpu().numpy().astype(np.float32))
         try:
             answer = np.asarray(given)
-        except ValueError as error:
-            raise DemurError(f"the black box gave rows of different lengths: {error}.") from error
+        except ValueError:
+            raise ModuleError("the black box gave rows of different lengths.") from None
         if answer.dtype.kind not in "fiu" or answer.shape[:1] != (len(images),):
-            raise DemurError(
+            raise ModuleError(
                 f"the black box gave {answer.dtype} of shape {answer.shape} for {len(images)} "
                 "images; it must give one row of numbers for each image."
             )

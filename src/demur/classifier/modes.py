@@ -7,14 +7,28 @@ from threading import RLock
 import torch
 from torch import nn
 
+from demur.classifier.guard import raising_module_errors
+from demur.errors import DemurError, ModuleError
+
 _LOCK = RLock()
 _ENTERED: dict[int, tuple[int, bool]] = {}
 """Modules that are evaluated now, by id: by how many callers, and the mode before the first."""
 
 
 def device_of(module: nn.Module, default: torch.device) -> torch.device:
-    """Give the device of the module's first parameter or buffer, or `default` if there is none."""
+    """Give the device of the module's first parameter or buffer, or `default` if there is none.
+
+    Raises
+    ------
+    DemurError
+        If the module has no memory for its weights: its device is "meta".
+    """
     for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_meta:
+            raise DemurError(
+                'the module is on the device "meta", without weights: use to_empty(device="cpu"), '
+                "and load its weights."
+            )
         return tensor.device
     return default
 
@@ -72,15 +86,27 @@ def _left(parts: list[nn.Module]) -> list[tuple[nn.Module, bool]]:
 
 
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
-    """Set the mode of each part, parents first. What `train()` leaves wrong is set directly."""
+    """Set the mode of each part, parents first. What `train()` leaves wrong is set directly.
+
+    Raises
+    ------
+    ModuleError
+        If a part fails. The others have their modes all the same.
+    """
+    failed: ModuleError | None = None
     for part, mode in modes:
         if getattr(part, "training", mode) == mode:
             continue  # a frozen TorchScript module has no mode
-        # An exported program refuses: it keeps the behaviour that it was exported with.
-        with suppress(NotImplementedError):
-            if mode:
-                part.train()
-            else:
-                part.eval()
-        if part.training != mode:
-            part.training = mode
+        try:
+            with raising_module_errors(), suppress(NotImplementedError):
+                # An exported program refuses: it keeps the behaviour that it was exported with.
+                if mode:
+                    part.train()
+                else:
+                    part.eval()
+            if part.training != mode:
+                part.training = mode
+        except ModuleError as error:
+            failed = error
+    if failed is not None:
+        raise failed

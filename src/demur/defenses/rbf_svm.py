@@ -9,8 +9,10 @@ machines with scikit-learn.
 import torch
 from torch import Tensor, nn
 
+from demur.attacks import KernelMachine
 from demur.classifier.cache import Cache
 from demur.errors import DemurError
+from demur.hardware import changes_of
 
 KERNEL_ENTRIES = 1 << 24
 """Entries in one piece of the kernel matrix: 64 MiB in float32."""
@@ -19,7 +21,7 @@ PARTS = ("support", "centre", "weights", "intercepts", "platt")
 """The buffers that are given. `squares` follows from them."""
 
 
-class OneVsRestRBFSVM(nn.Module):
+class OneVsRestRBFSVM(KernelMachine):
     """K support vector machines that share the union of their S support vectors of D features.
 
     Parameters
@@ -59,7 +61,6 @@ class OneVsRestRBFSVM(nn.Module):
     weights: Tensor
     intercepts: Tensor
     platt: Tensor
-    wider_kernels = 1.0
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class OneVsRestRBFSVM(nn.Module):
 
     def _half(self) -> Tensor:
         """The support vectors in bfloat16. They are rounded again when the buffer has changed."""
-        version = _version(self.support)
+        version = changes_of(self.support)
         if version is None:
             return self.support.bfloat16()
         key = (self.support.data_ptr(), version, self.support.device)
@@ -132,14 +133,3 @@ class OneVsRestRBFSVM(nn.Module):
     def probabilities(self, values: Tensor) -> Tensor:
         """Turn decision values (N, K) into Platt's probabilities (N, K), normalised to sum 1."""
         return nn.functional.logsigmoid(-(values * self.platt[:, 0] + self.platt[:, 1])).softmax(1)
-
-
-def _version(tensor: Tensor) -> int | None:
-    """How often a tensor was changed in place, or None where torch does not say.
-
-    `Tensor._version` is not a public attribute, and inference tensors have none (D39).
-    """
-    try:
-        return int(tensor._version)
-    except (AttributeError, RuntimeError):
-        return None

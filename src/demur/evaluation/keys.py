@@ -17,7 +17,7 @@ from demur.evaluation.nodes import Node
 from demur.files import digest, fingerprint
 from demur.hardware import has_fast_bfloat16
 
-LIBRARIES = ("torch", "torchvision", "scikit-learn", "scipy", "lightning", "numpy")
+LIBRARIES = ("torch", "torchvision", "scikit-learn", "scipy", "lightning-fabric", "numpy")
 
 STREAMED = (ImageFiles, ResizedImages)
 """Images whose pixels are computed when they are read, by code of demur and by Pillow."""

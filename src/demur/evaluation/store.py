@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -128,8 +129,23 @@ class Store:
 def computed(key: str, found: Computed, seconds: float) -> NodeResult:
     """Make the result of a node from what it computed."""
     values, tensors = found
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return NodeResult(key, values, on_cpu, seconds)
+    # Fresh values have the types of stored ones: JSON has no tuples and no integers as keys.
+    values = json.loads(canonical_json(values))
+    return NodeResult(key, values, _with_own_memory(tensors), seconds)
+
+
+def _with_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU; of those that share memory, each gets its own: files need that."""
+    on_cpu: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        if place in taken or own.untyped_storage().nbytes() > own.nbytes:
+            own = own.clone()
+        taken.add(own.untyped_storage().data_ptr())
+        on_cpu[name] = own
+    return on_cpu
 
 
 def _seal(key: str, about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
@@ -140,7 +156,8 @@ def _seal(key: str, about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
         for name in names
         for part in (name, str(tensors[name].dtype), str(tuple(tensors[name].shape)))
     ]
-    content = (tensors[name].numpy().tobytes() for name in names)
+    # As bytes: numpy has no bfloat16.
+    content = (tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes() for name in names)
     texts = (about["config"], about["values"], about["seconds"])
     return digest(key, *texts, *kinds, *content)
 

@@ -14,7 +14,7 @@ from demur.errors import DemurError
 from demur.files import digest
 
 KEPT = frozenset(sys.stdlib_module_names) | {
-    *("PIL", "demur", "filelock", "jinja2", "lightning", "matplotlib", "numpy", "polars"),
+    *("PIL", "demur", "filelock", "jinja2", "lightning_fabric", "matplotlib", "numpy", "polars"),
     *("pydantic", "ray", "rich", "safetensors", "scipy", "sklearn", "timm", "torch"),
     *("torchvision", "typer"),
 }

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins import MixedPrecision, Precision
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from demur import seeds
-from demur.classifier import check_counts
+from demur.classifier import check_counts, device_of, raising_module_errors
 from demur.errors import DemurError
 from demur.hardware import has_fast_bfloat16, pick_device, tuned
 from demur.progress import Job, job
@@ -128,13 +129,16 @@ def fit(
     >>> second.loss < first.loss
     True
     """
+    if torch.is_inference_mode_enabled():
+        raise DemurError("leave torch.inference_mode: a training needs gradients.")
     check_counts(epochs=epochs)
     if validation is not None:
         check_labelled(*validation, "validation")
-    fabric = fabric or _fabric(device, precision)
+    fabric = fabric or _fabric(device, precision, network)
     batches = make_batches(
         images, labels, batch_size, data_key, seed, fabric.global_rank, fabric.world_size
     )
+    _check_can_learn(network)
     network.to(memory_format=torch.channels_last)
     made = optimizer(network.parameters())
     key = ""
@@ -168,18 +172,32 @@ def fit(
     return _train(training)
 
 
+def _check_can_learn(network: nn.Module) -> None:
+    device_of(network, torch.device("cpu"))
+    parameters = list(network.parameters())
+    if any(is_lazy(one) for one in parameters):
+        raise DemurError("the network has lazy layers: score some images with it first.")
+    if not any(one.requires_grad for one in parameters):
+        raise DemurError(
+            "the network has no parameter that requires a gradient: nothing can learn."
+        )
+
+
 def _train(training: Training) -> list[Epoch]:
     state = _resumed(training)
-    training.network.train()
+    with raising_module_errors():
+        training.network.train()
     loader = isinstance(training.batches, LoaderBatches)
     randomness = preserved_randomness() if loader else torch.random.fork_rng()
-    with tuned(), randomness, job("training", training.total) as progress:
+    gradients = torch.enable_grad()
+    with tuned(), randomness, gradients, job("training", training.total) as progress:
         progress.advance(state.step)
         while state.step < training.total:
             _epoch(training, state, progress)
     if training.checkpoint and training.fabric.is_global_zero:
         training.checkpoint.unlink(missing_ok=True)
-    training.network.eval()
+    with raising_module_errors():
+        training.network.eval()
     return state.history
 
 
@@ -206,11 +224,17 @@ def _epoch(training: Training, state: State, progress: Job) -> None:
             _save_if_due(training, training.checkpoint, state)
 
 
-def _fabric(device: str, precision: str) -> Fabric:
+def _fabric(device: str, precision: str, network: nn.Module) -> Fabric:
     chosen = pick_device(device)
     if precision not in ("auto", "float32", "bfloat16"):
         raise DemurError(f"precision must be auto, float32 or bfloat16, not {precision!r}.")
-    half = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(chosen))
+    double = any(one.dtype == torch.float64 for one in network.parameters())
+    if double and precision == "bfloat16":
+        raise DemurError("a network of float64 weights is trained in float64: leave precision out.")
+    # Autocast leaves float64 alone, and gives it bfloat16 beside it.
+    half = precision == "bfloat16" or (
+        precision == "auto" and has_fast_bfloat16(chosen) and not double
+    )
     # As a plugin: Fabric logs a line if the precision is given by name.
     plugin = MixedPrecision("bf16-mixed", chosen.type) if half else Precision()
     return Fabric(accelerator=chosen.type, devices=1, plugins=plugin)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from demur.classifier import evaluating
+from demur.classifier import evaluating, raising_module_errors
 from demur.data import to_float
 from demur.errors import DemurError
 from demur.progress import Job
@@ -96,7 +96,13 @@ def take_step(training: Training, batch: Batch, step: int) -> Tensor:
             f"a label is {batch.highest}, but the network has {scores.shape[1]} outputs."
         )
     loss = nn.functional.cross_entropy(scores, labels)
-    training.fabric.backward(loss)
+    if not loss.requires_grad:
+        raise DemurError(
+            "the network's scores do not depend on a parameter that can learn: nothing may detach "
+            "them, or compute them under torch.no_grad."
+        )
+    with raising_module_errors(images):
+        training.fabric.backward(loss)
     training.optimizer.step()
     if training.schedule is not None:
         training.schedule.step()
@@ -108,7 +114,8 @@ def take_step(training: Training, batch: Batch, step: int) -> Tensor:
 
 def _scores(network: nn.Module, images: Tensor) -> Tensor:
     """The scores (n, outputs), in float32."""
-    scores = network(images)
+    with raising_module_errors(images):
+        scores = network(images)
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
         shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise DemurError(

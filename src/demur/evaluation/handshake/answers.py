@@ -5,6 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from demur.attacks import KernelMachine
 from demur.classifier import Classifier, decide
 from demur.data.messages import printable
 from demur.errors import DemurError
@@ -86,7 +87,7 @@ def logits(classifier: Classifier, scores: Tensor) -> tuple[Line, Classifier]:
     count = classifier.num_classes
     columns = f"{count} classes" + (" and a reject score" if scores.shape[1] > count else "")
     # Kernel machines are attacked through wider kernels (R20).
-    kernels = any(hasattr(part, "wider_kernels") for part in classifier.modules())
+    kernels = any(isinstance(part, KernelMachine) for part in classifier.modules())
     if kernels or not are_probabilities(scores, count):
         return Line("scores", "ok", f"{columns}; the scores are logits."), classifier
     text = (

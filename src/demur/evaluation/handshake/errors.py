@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import demur
-from demur.classifier import Classifier
+from demur.classifier import Classifier, is_out_of_memory
 from demur.data.messages import printable
-from demur.errors import DemurError
+from demur.errors import DemurError, ModuleError
 from demur.loading.user_code import last_line
 from demur.loading.wrapping import precisions, scores_of
 
@@ -25,7 +25,6 @@ BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LIBRARIES: Final = (Path(torch.__file__).parent, Path(demur.__file__).parent)
 """The folders of torch and demur: their lines say nothing about a user's module."""
 
-_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _DEVICE = re.compile(r"same device|expected device|meta tensor", re.IGNORECASE)
 _PRECISION = re.compile(
     r"same dtype|scalar type|'Half'|BFloat16|Input type .* should be the same", re.IGNORECASE
@@ -34,19 +33,6 @@ _BATCH_NORM = re.compile(r"more than 1 value per channel when training", re.IGNO
 _SHAPE = re.compile(
     r"shape|size|dimension|channels|elements|height|width|broadcast|index", re.IGNORECASE
 )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error is one of memory, on a GPU or on the CPU.
-
-    Examples
-    --------
-    >>> is_out_of_memory(RuntimeError("CUDA out of memory.")), is_out_of_memory(ValueError())
-    (True, False)
-    """
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error)))
 
 
 @contextmanager
@@ -67,9 +53,16 @@ def explained(classifier: Classifier, images: Tensor) -> Iterator[None]:
     """
     try:
         yield
+    except ModuleError as error:
+        cause = error.__cause__
+        if not isinstance(cause, Exception):
+            raise
+        if is_out_of_memory(cause):
+            raise cause from None
+        raise _explanation(cause, classifier, images) from cause
     except DemurError:
         raise
-    except Exception as error:  # a module may fail with any error
+    except Exception as error:  # a backward pass may fail with any error
         if is_out_of_memory(error):
             raise
         raise _explanation(error, classifier, images) from error
@@ -155,10 +148,10 @@ def _works(classifier: Classifier, images: Tensor, shape: tuple[int, ...]) -> bo
     try:
         with torch.no_grad():
             classifier(torch.zeros(shape, device=images.device, dtype=images.dtype))
+    except ModuleError as error:
+        return error.__cause__ is None  # an answer is looked at elsewhere
     except DemurError:
-        return True  # the module answered; its answer is looked at elsewhere
-    except Exception:  # a module may fail with any error
-        return False
+        return True
     return True
 
 
@@ -238,16 +231,3 @@ def _unfit(answer: object, classifier: Classifier, count: int) -> DemurError | N
             "and --label-map if the data have other classes."
         )
     return None
-
-
-def works_in_place(classifier: Classifier, images: Tensor) -> bool:
-    """Say whether the module changes the tensor that it is given."""
-    parameter = next(classifier.module.parameters(), None)
-    dtype = images.dtype if parameter is None else parameter.dtype
-    if not dtype.is_floating_point:
-        return False
-    given = images.to(dtype, copy=True)
-    before = given.clone()
-    with explained(classifier, images), torch.no_grad():
-        classifier.module(given)
-    return not torch.equal(given, before)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from demur import seeds
 from demur.attacks.frozen import frozen
-from demur.classifier import Classifier, check_classifier, check_counts
+from demur.classifier import Classifier, check_classifier, check_counts, is_out_of_memory
 from demur.errors import DemurError
 from demur.evaluation.handshake import answers, inputs
 from demur.evaluation.handshake.accuracy import check_accuracy, expected_accuracy
-from demur.evaluation.handshake.errors import check_answer, is_out_of_memory, works_in_place
+from demur.evaluation.handshake.errors import check_answer
 from demur.evaluation.handshake.lines import HandshakeError, Line, Sample
 from demur.evaluation.handshake.running import TOO_LARGE, OutOfMemoryError, Runner
 from demur.hardware import tuned
@@ -224,4 +224,4 @@ def _in_place(sample: Sample, count: int) -> bool:
     """Score a few images, and say whether the module changes its input."""
     few = sample.images[:count].to(sample.device)
     check_answer(sample.classifier, few)
-    return works_in_place(sample.classifier, few)
+    return sample.classifier.works_in_place

@@ -8,9 +8,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from demur.classifier import Classifier
+from demur.classifier import Classifier, is_out_of_memory
 from demur.errors import DemurError
-from demur.evaluation.handshake.errors import explained, is_out_of_memory
+from demur.evaluation.handshake.errors import explained
 from demur.goals import Evade
 
 VALUES: Final = 5_000_000
