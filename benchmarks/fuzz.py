@@ -23,14 +23,16 @@ from types import FrameType
 
 import numpy as np
 
-from fuzzing import files
+from fuzzing import commands, files, kills
 from fuzzing.outcomes import Part
 
-PARTS: dict[str, Part] = {"files": files.part}
+PARTS: dict[str, Part] = {"files": files.part, "commands": commands.part, "kills": kills.part}
 """All parts of the fuzzer, by name."""
 
 SECONDS = 20
 """Of one case, before it counts as a hang."""
+SECONDS_OF_RUNS = 600
+"""Of one case that carries out whole runs."""
 MEGABYTES = 512
 """That one case may take."""
 LIMITS = "0.0625"
@@ -63,7 +65,7 @@ def work(part: str, seed: int, first: int, results: Connection) -> None:
     while True:
         results.send(("begun", number, 0.0))
         before = _reset_peak()
-        signal.alarm(SECONDS)
+        signal.alarm(_seconds(part))
         try:
             outcome: str = case(np.random.default_rng([seed, number]))
         except HangError:
@@ -74,6 +76,10 @@ def work(part: str, seed: int, first: int, results: Connection) -> None:
             signal.alarm(0)
         results.send((outcome, number, _peak() - before))
         number += 1
+
+
+def _seconds(part: str) -> int:
+    return SECONDS_OF_RUNS if part == "kills" else SECONDS
 
 
 def _reset_peak() -> float:
@@ -118,7 +124,7 @@ def _listen(
     while time.monotonic() < end and (cases is None or tally.cases < cases):
         try:
             # A process that has just started imports torch first.
-            lost = not receiver.poll(2 * SECONDS if begun else 120)
+            lost = not receiver.poll(2 * _seconds(part) if begun else 120 + _seconds(part))
             said, number, memory = ("", number, 0.0) if lost else receiver.recv()
         except EOFError:
             lost = True

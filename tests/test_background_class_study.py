@@ -342,7 +342,7 @@ def test_profiles_of_the_package_are_sound_and_faults_are_named(tmp_path):
         path.write_text(text)
         with pytest.raises(DemurError, match=said):
             load_profile(STUDIES["background-class"], str(path))
-    with pytest.raises(DemurError, match="No such file"):
+    with pytest.raises(DemurError, match="there is no file"):
         load_profile(STUDIES["background-class"], str(tmp_path / "none.toml"))
 
 
@@ -357,8 +357,8 @@ def test_profiles_of_the_package_are_sound_and_faults_are_named(tmp_path):
         ),
         (["run", "background-class", "--device", "gpu"], "unknown device"),
         (["run", "background-class", "--seed", "many"], "--seed"),
-        (["run", "background-class", "--seed", "-1"], "from 0 up, not -1"),
-        (["run"], "Missing argument 'study'. See: demur --help"),
+        (["run", "background-class", "--seed", "-1"], "from 0 to 4294967295, not -1"),
+        (["run"], "Missing argument 'study'. See: demur run --help"),
         (["report", "{tmp}"], "results.json"),
         (["report", "{tmp}/file"], "run's folder is wanted"),
         (["data", "download", "mnits"], "Did you mean 'mnist'"),

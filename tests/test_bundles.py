@@ -367,7 +367,7 @@ def test_missing_and_damaged_files_are_refused(saved, tmp_path, monkeypatch):
         changed = {**json.loads(config), "sha256": file_digest(copy / WEIGHTS)}
         if damaged[:100] != whole[:100] or len(damaged) != len(whole):
             (copy / CONFIG).write_text(json.dumps(changed))
-            with pytest.raises(DemurError, match="cannot read"):
+            with pytest.raises(DemurError, match=r"cannot read|not a whole file of weights"):
                 load_model(copy)
             (copy / CONFIG).write_text(config)
     (copy / CONFIG).unlink()

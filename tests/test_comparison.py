@@ -139,7 +139,7 @@ def test_a_page_of_several_runs_has_the_front_table_of_each(folder, profile, tmp
 def test_what_cannot_be_compared_is_refused(folder, tmp_path):
     with pytest.raises(DemurError, match="at least one run"):
         compare([], tmp_path)
-    with pytest.raises(DemurError, match="cannot read"):
+    with pytest.raises(DemurError, match="there is no file"):
         compare([tmp_path / "none"], tmp_path / "page")
     with pytest.raises(DemurError, match="is one of the runs"):
         compare([folder], folder)

@@ -80,6 +80,7 @@ def file_digest(path: Path) -> str:
 
     Examples
     --------
+    >>> import os
     >>> file_digest(Path(os.devnull))[:8]
     'e3b0c442'
     """

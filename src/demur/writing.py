@@ -45,6 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(Path(folder, "a.txt")) as partial_file:
     ...         _ = partial_file.write_text("whole")
@@ -139,6 +140,7 @@ def write_text(path: Path, text: str) -> None:
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_text(Path(folder, "a.txt"), "text")
     """

@@ -10,11 +10,13 @@ import typer
 
 from demur.cli import INTERRUPTED, audit, data, gate, photographs, studies
 from demur.cli.app import FILE_WIDTH, ClosedPipe, app, log_console, out_console
-from demur.errors import DemurError, DemurWarning
+from demur.errors import DemurError, DemurWarning, one_line
 
 __all__ = ["app", "audit", "data", "gate", "photographs", "run", "studies"]
 
 CLOSED_PIPE = 141
+LONGEST = 2000
+"""Letters of a message: a word of the command line may be much longer."""
 
 
 def run() -> int:
@@ -49,7 +51,7 @@ def run() -> int:
 def _called() -> int:
     """Call the command, and give the exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="demur", standalone_mode=False)
     except DemurError as error:
         return _failed(str(error), 2)
     except typer.TyperException as error:
@@ -72,7 +74,7 @@ def _called() -> int:
 def _failed(message: str, code: int) -> int:
     """Say what went wrong, and give the exit code."""
     with suppress(OSError):  # stderr may be closed or full
-        log_console.print(f"demur: {message}", style="red", soft_wrap=True)
+        log_console.print(f"demur: {one_line(message, LONGEST)}", style="red", soft_wrap=True)
     return code
 
 

@@ -14,7 +14,7 @@ from demur.commands.audit_subject import load as load_subject
 from demur.commands.audit_subject import normalisation, shape_of
 from demur.data.images import to_float
 from demur.data.messages import printable
-from demur.errors import DemurError
+from demur.errors import DemurError, ModuleError, one_line
 from demur.evaluation.audit_results import read
 from demur.evaluation.counterexamples import FOLDER, Counterexamples, load
 from demur.evaluation.records import OUTCOMES
@@ -122,11 +122,10 @@ def _predictions(classifier: Classifier, kept: Counterexamples, size: int) -> to
         images = to_float(kept.attacked[start : start + size])
         try:
             parts.append(classifier.predict(images, size))
-        except RuntimeError as error:
-            said = " ".join(str(error).split())[:200]
+        except ModuleError as error:
             raise DemurError(
                 f"the model does not take the images of the audit, "
-                f"{tuple(images.shape[1:])}: {said}"
+                f"{tuple(images.shape[1:])}: {one_line(error, 300)}"
             ) from error
     return torch.cat(parts)
 
