@@ -23,10 +23,16 @@ from types import FrameType
 
 import numpy as np
 
-from fuzzing import commands, files, kills
-from fuzzing.outcomes import Part
+from fuzzing import attacks, commands, files, kills, modules
+from fuzzing.outcomes import Part, seeded
 
-PARTS: dict[str, Part] = {"files": files.part, "commands": commands.part, "kills": kills.part}
+PARTS: dict[str, Part] = {
+    "files": files.part,
+    "attacks": lambda: seeded(attacks.case),
+    "modules": lambda: seeded(modules.case),
+    "commands": commands.part,
+    "kills": kills.part,
+}
 """All parts of the fuzzer, by name."""
 
 SECONDS = 20

@@ -1,15 +1,11 @@
 """Random requests to attacks: shapes, precisions, pixels, masks, eps, goals, batches and norms.
 
 A request is valid, or demur refuses it in one line. Every result is judged by `judging`.
-
-    PYTHONPATH=src:benchmarks python -m fuzzing.attacks --cases 3000 --seed 0
 """
 
-import argparse
 import itertools
 import math
 import random
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +19,6 @@ from torch.nn.parameter import is_lazy
 from demur import Classifier, ThreatModel
 from demur import attacks as library
 from demur.attacks import AnyError, Attack, AttackResult, Evade, ForceReject, Goal, Target
-from fuzzing.counting import Case, count_cases
 from fuzzing.judging import Array, Claim, judge
 
 NORMS = ("linf", "l2", "l1", "l0")
@@ -283,7 +278,7 @@ def case(source: random.Random) -> str:
     mask = mask_of(source, problem.images, norm)
     threat = ThreatModel(norm, eps, goal_of(source, problem), mask)
     sizes = [1, 2, 3, 7, None, None] if source.random() < 0.95 else [0, -1, 2.5, True]
-    options = {
+    options: dict[str, Any] = {
         "seed": source.randrange(1 << 16),
         "batch_size": source.choice(sizes),
         "precision": source.choice(["auto", "float32", "bfloat16"]),
@@ -299,24 +294,3 @@ def case(source: random.Random) -> str:
         options.pop("starting_points", None)
     judged(problem, threat, call, options, scores_alone(problem.module))
     return f"{type(attack).__name__} {norm}"
-
-
-def main_of(case: Case, cases: int) -> None:
-    """Run a part from the command line, and print its counts."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", type=int, default=cases)
-    parser.add_argument("--minutes", type=float, default=math.inf)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    counts = count_cases(case, given.seed, given.cases, 60 * given.minutes)
-    for label, number in sorted(counts.valid.items()):
-        print(f"{number:6} valid: {label}")
-    for label, number in counts.refused.most_common():
-        print(f"{number:6} refused: {label}")
-    print(counts)
-    sys.exit(bool(counts.failures))
-
-
-if __name__ == "__main__":
-    main_of(case, cases=3000)

@@ -98,9 +98,9 @@ def _size(claim: Claim, changed: Tensor) -> Array:
         return np.asarray(np.sqrt(((flat / largest[:, None]) ** 2).sum(1)) * largest)
     if claim.norm == "l1":
         return np.asarray(flat.sum(1))
-    pixels = change > 0
+    pixels: NDArray[np.bool_] = np.asarray(change > 0)
     if pixels.ndim > 2:
-        pixels = pixels.any(1)
+        pixels = np.asarray(pixels.any(1))
     return np.asarray(pixels.reshape(len(pixels), -1).sum(1).astype(np.float64))
 
 

@@ -4,8 +4,6 @@ Each case makes a module that works in place, answers with something else than a
 has another precision, is scripted, frozen, exported, compiled or parametrised, ignores its mode,
 or fails at some batch sizes; then it predicts, attacks or trains. A result is judged by `judging`;
 what does not work is refused in one line.
-
-    PYTHONPATH=src:benchmarks python -m fuzzing.modules --cases 400 --seed 0
 """
 
 import math
@@ -22,7 +20,7 @@ from torch.nn.utils import parametrizations
 
 from demur import Classifier, ThreatModel, attacks, black_box, outcomes
 from demur.training import fit
-from fuzzing.attacks import Dense, Subject, judged, main_of, scores_alone
+from fuzzing.attacks import Dense, Subject, judged, scores_alone
 
 CLASSES: Final = 3
 SHAPE: Final = (1, 6, 6)
@@ -77,7 +75,7 @@ class Parametrised(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        wrap = {
+        wrap: Any = {
             "weight_norm": parametrizations.weight_norm,
             "spectral_norm": parametrizations.spectral_norm,
             "orthogonal": parametrizations.orthogonal,
@@ -204,23 +202,27 @@ def _graph(source: random.Random) -> nn.Module:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, CLASSES)).eval()
     if source.random() < 0.2:
         plain = plain.double()
-    example = torch.zeros(2, *SHAPE).to(plain[1].weight.dtype)
+    example = torch.zeros(2, *SHAPE).to(next(plain.parameters()).dtype)
     kind = source.choice(["scripted", "frozen", "traced", "exported", "of 2", "compiled", "packed"])
+    made: Any  # most of these functions have no types
     if kind == "scripted":
-        return torch.jit.script(plain)
-    if kind == "frozen":
-        return torch.jit.freeze(torch.jit.script(plain))
-    if kind == "traced":
-        return torch.jit.trace(plain, example)
-    if kind == "exported":
+        made = torch.jit.script(plain)
+    elif kind == "frozen":
+        made = torch.jit.freeze(torch.jit.script(plain))
+    elif kind == "traced":
+        made = torch.jit.trace(plain, example)  # type: ignore[no-untyped-call]
+    elif kind == "exported":
         batch = {0: torch.export.Dim("batch", min=1, max=512)}
-        return torch.export.export(plain, (example,), dynamic_shapes=(batch,)).module()
-    if kind == "of 2":
-        return torch.export.export(plain, (example,)).module()
-    if kind == "packed":
-        return torch.ao.quantization.quantize_dynamic(plain.float(), {nn.Linear}, torch.qint8)
-    compiled: nn.Module = torch.compile(plain, backend="eager")
-    return compiled
+        made = torch.export.export(plain, (example,), dynamic_shapes=(batch,)).module()
+    elif kind == "of 2":
+        made = torch.export.export(plain, (example,)).module()
+    elif kind == "packed":
+        quantize: Any = torch.ao.quantization.quantize_dynamic
+        made = quantize(plain.float(), {nn.Linear}, torch.qint8)
+    else:
+        made = torch.compile(plain, backend="eager")
+    module: nn.Module = made
+    return module
 
 
 def _modes(source: random.Random) -> nn.Module:
@@ -411,7 +413,3 @@ def _depends(module: nn.Module) -> bool:
 def _alone(module: nn.Module) -> Any:
     # An exported module has no modes, and may take a batch of one size alone.
     return scores_alone(module)
-
-
-if __name__ == "__main__":
-    main_of(case, cases=400)
