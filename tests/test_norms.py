@@ -312,3 +312,14 @@ def test_a_draw_where_nothing_may_change_is_the_clean_image():
         for kind in BALLS.values():
             ball = kind(clean, torch.full((2,), 3.0, dtype=torch.float64), torch.zeros(shape))
             assert torch.equal(ball.random([0, 1], 0, "test"), clean)
+
+
+def test_a_box_around_tiny_float64_pixels_keeps_eps():
+    """R1: the sum of a pixel and eps is rounded too; its change must not exceed eps."""
+    clean = torch.full((3, 1, 2, 2), 6e-16, dtype=torch.float64)
+    eps = torch.full((3,), 1e-30, dtype=torch.float64)
+    ball = Linf(clean, eps, None)
+    for far in (torch.zeros_like(clean), torch.ones_like(clean)):
+        change = ball.project(far) - clean
+        assert bool((change.abs() <= 1e-30).all())
+        assert bool(ball.contains(ball.project(far)).all())

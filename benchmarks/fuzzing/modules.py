@@ -345,7 +345,7 @@ def _predict(module: nn.Module, images: Tensor, labels: Tensor, size: int, kind:
         return
     assert torch.equal(found[0], found[1]), "two predictions of one image differ"
     assert torch.equal((predictions == labels), counted == 0), "outcomes"
-    alone = _alone(module)(images)
+    alone = scores_alone(module)(images)
     scale = max(1.0, float(np.abs(alone).max()))
     worst = float(np.abs(alone - found[0].double().numpy()).max())
     assert worst <= 0.02 * scale, f"scores differ by {worst} from those of the module"
@@ -379,7 +379,7 @@ def _attack(
     threat = ThreatModel(norm, float(eps) if eps else None)
     options = {"batch_size": batch_size, "seed": source.randrange(99)}
     changing = kind == "random" or _depends(module)
-    judged(problem, threat, attack, options, None if changing else _alone(module))
+    judged(problem, threat, attack, options, None if changing else scores_alone(module))
 
 
 def _black_box(module: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> None:
@@ -404,12 +404,19 @@ def _depends(module: nn.Module) -> bool:
     """Say whether the answer on an image depends on the draw, or on the images beside it."""
     if isinstance(module, Obstinate) and module.how == "ignores":
         return True
+    if isinstance(module, torch.fx.GraphModule) and not _takes_one(module):
+        return True
     sometimes = isinstance(module, Odd) and getattr(module.before, "__name__", "") == "sometimes"
     return sometimes or any(
         isinstance(part, nn.BatchNorm2d) and part.running_mean is None for part in module.modules()
     )
 
 
-def _alone(module: nn.Module) -> Any:
-    # An exported module has no modes, and may take a batch of one size alone.
-    return scores_alone(module)
+def _takes_one(module: nn.Module) -> bool:
+    """Say whether an exported module takes an image alone: some take batches of one size only."""
+    kind = next(module.parameters()).dtype
+    try:
+        module(torch.zeros(1, *SHAPE, dtype=kind))
+    except AssertionError:
+        return False
+    return True

@@ -19,10 +19,10 @@ class Linf(Ball):
     def __init__(self, clean: Tensor, eps: Tensor, mask: Tensor | None) -> None:
         super().__init__(clean, eps, mask)
         reach = per_image(eps, clean).double() * (1 if mask is None else mask.double())
-        # Bounds in float64, rounded inwards: a clamp is then all that a step needs, and no rounding
-        # leaves the ball.
-        self._low = self._inwards((clean.double() - reach).clamp(min=0), torch.inf)
-        self._high = self._inwards((clean.double() + reach).clamp(max=1), -torch.inf)
+        # Bounds rounded inwards: a clamp is then all that a step needs, and no rounding leaves the
+        # ball.
+        self._low = self._inwards((clean.double() - reach).clamp(min=0), reach, torch.inf)
+        self._high = self._inwards((clean.double() + reach).clamp(max=1), reach, -torch.inf)
 
     @classmethod
     def check_mask(cls, mask: Tensor | None) -> None:
@@ -35,9 +35,10 @@ class Linf(Ball):
         ball._high = self._high[index]
         return ball
 
-    def _inwards(self, bound: Tensor, side: float) -> Tensor:
+    def _inwards(self, bound: Tensor, reach: Tensor, side: float) -> Tensor:
         rounded = bound.to(self.clean.dtype)
-        outside = (rounded.double() < bound) if side > 0 else (rounded.double() > bound)
+        # The change, not the bound: the bound itself is rounded where images are float64.
+        outside = (rounded.double() - self.clean.double()).abs() > reach
         return torch.where(
             outside, torch.nextafter(rounded, torch.full_like(rounded, side)), rounded
         )
