@@ -117,10 +117,13 @@ def writing(path: Path) -> Iterator[None]:
         # safetensors, torch and polars wrap the error of the system in their own.
         if type(error).__name__ not in WRAPPING or not any(sign in str(error) for sign in FAILED):
             raise
-        raise DemurError(
-            f"cannot write {_short(path)}: the disk is full, or the file was cut short. "
-            f"{FREE_SPACE}"
-        ) from error
+        raise DemurError(f"cannot write {_short(path)}: {_said(error)}. {FREE_SPACE}") from error
+
+
+def _said(error: Exception) -> str:
+    """Give the words of the system where a library passes them on."""
+    full = os.strerror(errno.ENOSPC)
+    return full if full in str(error) else "the disk is full, or the file was cut short"
 
 
 def _short(path: Path) -> str:
