@@ -15,7 +15,7 @@ from demur.evaluation.scoring import TrainingInputs
 from demur.evaluation.tables import figures, lookup, mean_of, outcome_series, share_of
 from demur.networks import background_class_network
 from demur.studies.material import check_square, load_first
-from demur.studies.measures import FalseRejectionRate, WithoutReject, rejected
+from demur.studies.recipes import FalseRejectionRate, WithoutReject, rejected
 from demur.studies.reported import read_reported, read_texts
 
 

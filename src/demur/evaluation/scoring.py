@@ -63,6 +63,11 @@ class TrainingInputs:
     checkpoint: Path
     notes: dict[str, float] = field(default_factory=dict)
 
+    def options(self, epochs: int, batch_size: int) -> dict[str, Any]:
+        """Give the arguments of `demur.training.fit` that do not depend on the recipe."""
+        own = {"seed": self.seed, "device": self.device, "checkpoint": self.checkpoint}
+        return {"epochs": epochs, "batch_size": batch_size, **own}
+
 
 class Recipe(Protocol):
     """How a model is made: a frozen dataclass. Its fields and its code are part of the key."""

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from demur import data, masks
 from demur.classifier import Classifier
 from demur.data import ImageSet, Photo, fitted, read_photos, to_float
-from demur.evaluation.code import code_fingerprint
-from demur.evaluation.nodes import Load
 from demur.evaluation.scoring import Row, mean_row
 from demur.files import digest, file_digest
 from demur.metrics import wilson_interval
@@ -115,21 +113,11 @@ DISTINCT = tuple(
 """ImageNet's class names. Two names stand for two classes each: the second gets its number."""
 
 
-def load_network(name: str, path: Path) -> Load:
-    """Give the node of a network for ImageNet, from the file of its weights."""
-    fingerprint = digest(name, file_digest(path), code_fingerprint([imagenet_network]))
-    return Load(partial(_network, name, path), fingerprint, name=name)
-
-
-def _network(name: str, path: Path) -> Classifier:
-    return Classifier(imagenet_network(name, path), len(CLASSES))
-
-
 def seen_by(classifier: Classifier, photos: Sequence[Photo]) -> tuple[ImageSet, Tensor]:
-    """Give the photographs as a network of `load_network` sees them, and a mask (N, 1, H, W) of
+    """Give the photographs as a network of `Public` sees them, and a mask (N, 1, H, W) of
     their objects: their boxes or, without a box, where the network itself sees the class.
     """
-    network = classifier.module
+    (network,) = cast(nn.Sequential, classifier.module)
     assert isinstance(network, ImageNetNetwork)
     images = at_size(photos, network.resize, network.size)
     boxes = [fitted(photo, network.resize, network.size).boxes for photo in photos]

@@ -39,14 +39,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class StrongestProfile(BaseModel):
+class StrongestProfile(Strict):
     """The size of the strongest ensemble, and the number of images that it attacks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    images: int = Field(ge=1)
-    steps: int = Field(ge=1)
-    n_targets: int = Field(ge=1)
-    n_queries: int = Field(ge=1)
+    images: Count
+    steps: Count
+    n_targets: Count
+    n_queries: Count
 
     @property
     def passes(self) -> int:
@@ -54,10 +53,9 @@ class StrongestProfile(BaseModel):
         return self.steps * (4 + self.n_targets) + self.n_queries
 
 
-class PhotographsProfile(BaseModel):
+class PhotographsProfile(Strict):
     """Which photographs, and which networks for ImageNet."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     folder: str = "imagenet/photos"
     networks: Names = Field(min_length=1)
-    images: int = Field(ge=1)
+    images: Count

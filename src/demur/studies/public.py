@@ -139,8 +139,7 @@ class Tuning:
             chosen = [one for one in parameters if self.all_layers or id(one) in last]
             return torch.optim.SGD(chosen, lr=self.learning_rate, momentum=0.9)
 
-        options: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size}
-        options |= {"seed": given.seed, "device": given.device, "checkpoint": given.checkpoint}
+        options = given.options(self.epochs, self.batch_size)
         fit(whole.module, given.data.images, given.data.labels, optimizer=optimizer, **options)
         return whole
 

@@ -21,7 +21,7 @@ from demur.studies.background_class.material import Material, gather
 from demur.studies.background_class.profile import Profile
 from demur.studies.background_class.recipes import Split, Training, shuffled
 from demur.studies.background_class.tables import DEFENDED, PLAIN, Attackers, Cells
-from demur.studies.measures import FalseRejectionRate, WithoutReject, rejected
+from demur.studies.recipes import FalseRejectionRate, WithoutReject, rejected
 from demur.studies.study import Shown, Study
 from demur.threat import ThreatModel
 

@@ -1,7 +1,6 @@
 """How the models of the background-class study are made."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,8 +60,7 @@ class Training:
         classes = keys.num_classes
         outputs = classes + rejects
         network = background_class_network(outputs, channels=channels, size=size, seed=seed)
-        options: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size}
-        options |= {"seed": given.seed, "device": given.device, "checkpoint": given.checkpoint}
+        options = given.options(self.epochs, self.batch_size)
         if rejects:
             defense = BackgroundClass(network, classes)
             return defense.fit(keys.images, keys.labels, background, **options)

@@ -4,8 +4,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from demur import seeds
 from demur.attacks import PGD, AnyError, Strongest
@@ -14,12 +13,13 @@ from demur.errors import DemurError
 from demur.evaluation.nodes import Train
 from demur.evaluation.on_images import Evaluate
 from demur.evaluation.plan import Outputs
-from demur.evaluation.records import worst_case
-from demur.evaluation.shares import FRONT
-from demur.evaluation.tables import by_attacker, outcome_shares, outcome_table
-from demur.studies.comparison.recipes import AttackedTraining, Machines, NetworkTraining
-from demur.studies.fields import Names
+from demur.evaluation.shares import ATTACKED_BY, FRONT
+from demur.evaluation.tables import by_attacker, lookup, outcome_table
+from demur.studies.comparison.recipes import AttackedTraining, Machines
+from demur.studies.fields import Count, Names, Strict
 from demur.studies.material import describe_parts, gather_part
+from demur.studies.recipes import SmallNetwork
+from demur.studies.reported import read_texts
 from demur.studies.study import Shown, Study
 from demur.threat import ThreatModel
 
@@ -29,34 +29,29 @@ COMBINED = "Gaussian blur, deep neural rejection and background class"
 LAYERS = ("7", "11")
 """Of the network: the rectifier after the pooling, and the one after the dense layer."""
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
-_Count = Field(ge=1)
 
-
-class AttackProfile(BaseModel):
+class AttackProfile(Strict):
     """How all models are attacked: in Linf, within `eps`."""
 
-    model_config = _STRICT
-    images: int = _Count
+    images: Count
     eps: float = Field(gt=0, le=1, allow_inf_nan=False)
-    steps: int = _Count
-    ensemble_steps: int = _Count
-    n_targets: int = _Count
-    n_queries: int = _Count
+    steps: Count
+    ensemble_steps: Count
+    n_targets: Count
+    n_queries: Count
 
 
-class Profile(BaseModel):
+class Profile(Strict):
     """The scale of the comparison."""
 
-    model_config = _STRICT
     data: Names = Field(min_length=1)
     train_images: int | None = Field(None, ge=1)
-    epochs: int = _Count
+    epochs: Count
     batch_size: int = Field(64, ge=2)
-    attacked_epochs: int = _Count
-    attack_steps: int = _Count
+    attacked_epochs: Count
+    attack_steps: Count
     box: int = Field(ge=1)
-    made_per_kind: int = _Count
+    made_per_kind: Count
     per_class: int = Field(ge=5)
     C: float = Field(10.0, gt=0, allow_inf_nan=False)
     false_rejection: float = Field(0.02, ge=0, lt=1)
@@ -98,7 +93,7 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
 
 def _models(profile: Profile, train: ImageSet, validation: ImageSet, seed: int) -> list[Train]:
     """All models; the first one has no defence."""
-    plain = NetworkTraining(profile.epochs, profile.batch_size)
+    plain = SmallNetwork(profile.epochs, profile.batch_size)
     background = replace(plain, backgrounds=profile.made_per_kind)
     attacked = AttackedTraining(
         profile.attacked_epochs,
@@ -147,31 +142,15 @@ def _attacked(
 
 
 def _show(profile: Profile, outputs: Outputs) -> Shown:
+    texts = read_texts("comparison")
     records = outputs.records()
-    table = outcome_table(FRONT, by_attacker(records), note=_note(profile))
-    return Shown([table], summary=_summary(records, profile.attack.eps))
-
-
-def _note(profile: Profile) -> str:
-    return (
-        f"The same {profile.attack.images} test images for all models, in Linf within "
-        f"{profile.attack.eps:g}. "
-        "The defence-unaware attacker attacks the undefended network and maximises the loss. "
-        "The defence-aware attacker attacks the whole model for a wrong and accepted answer. "
-        "The strongest ensemble is the worst outcome of `attacks.Strongest` and of these two. "
-        "Adversarial training is not a defence of the four papers; it serves for comparison."
-    )
-
-
-def _summary(records: pl.DataFrame, eps: float) -> list[str]:
-    sentences = []
-    for (name,), rows in records.group_by("model", maintain_order=True):
-        clean = outcome_shares(rows.filter(pl.col("attacker") == "none"))
-        worst = outcome_shares(worst_case(rows))
-        sentences.append(
-            f"{name}: {100 * clean['correct'].value:.0f} % of the clean images correct and "
-            f"{100 * clean['rejected'].value:.0f} % rejected; under the strongest ensemble, "
-            f"Linf within {eps:g}, {100 * worst['wrong'].value:.0f} % wrong and accepted, "
-            f"{100 * worst['correct'].value:.0f} % correct."
+    note = texts["front"].format(attack=profile.attack)
+    table = outcome_table(FRONT, by_attacker(records), note=note)
+    of = lookup(table)
+    summary = [
+        texts["model"].format(
+            name=name, eps=profile.attack.eps, clean=of[ATTACKED_BY[0]][name], worst=worst
         )
-    return sentences
+        for name, worst in of[ATTACKED_BY[-1]].items()
+    ]
+    return Shown([table], summary=summary)

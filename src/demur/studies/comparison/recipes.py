@@ -1,65 +1,16 @@
 """How the models of the comparison are made."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from demur import masks, seeds
+from demur import masks
 from demur.attacks.base import Attack
 from demur.classifier import Classifier
-from demur.data.images import ImageSet
-from demur.data.synthetic import synthetic_backgrounds
-from demur.defenses import (
-    AdversarialTraining,
-    DeepNeuralRejection,
-    EitherRejects,
-    GaussianBlur,
-)
+from demur.defenses import AdversarialTraining, DeepNeuralRejection, EitherRejects
 from demur.evaluation.scoring import TrainingInputs
-from demur.networks import background_class_network
+from demur.studies.recipes import small_network
 from demur.threat import ThreatModel
-from demur.training import fit
-
-
-@dataclass(frozen=True)
-class NetworkTraining:
-    """Train a network.
-
-    Parameters
-    ----------
-    epochs, batch_size : int
-    backgrounds : int, default 0
-        Synthetic backgrounds of each kind. With any, they are one further class.
-    sigma : float, optional
-        Standard deviation of a Gaussian blur before the network, in pixels.
-    """
-
-    epochs: int
-    batch_size: int
-    backgrounds: int = 0
-    sigma: float | None = None
-
-    def train(self, given: TrainingInputs) -> Classifier:
-        """Train; see `demur.evaluation.scoring.Recipe`."""
-        images, labels = self._material(given.data, given.seed)
-        classes = given.data.num_classes
-        outputs = classes + (self.backgrounds > 0)
-        network = _network(given, outputs)
-        options = _options(given, self.epochs, self.batch_size)
-        if self.sigma is None:
-            fit(network, images, labels, **options)
-            return Classifier(network, classes)
-        GaussianBlur(network, outputs, self.sigma).fit(images, labels, **options)
-        return GaussianBlur(network, classes, self.sigma)
-
-    def _material(self, data: ImageSet, seed: int) -> tuple[Tensor, Tensor]:
-        if not self.backgrounds:
-            return data.images, data.labels
-        mixed = synthetic_backgrounds(data, self.backgrounds, seeds.derive(seed, "made"))
-        # All kinds of background are one further class.
-        return mixed.images, mixed.labels.clamp(max=data.num_classes)
 
 
 @dataclass(frozen=True)
@@ -85,7 +36,7 @@ class AttackedTraining:
     def train(self, given: TrainingInputs) -> Classifier:
         """Train; see `demur.evaluation.scoring.Recipe`."""
         data = given.data
-        network = _network(given, data.num_classes)
+        network = small_network(data, data.num_classes, given.seed)
         around = None
         if self.box is not None:
             height, width = data.images.shape[2:]
@@ -93,7 +44,7 @@ class AttackedTraining:
         defense = AdversarialTraining(
             network, data.num_classes, self.attack, self.threat, mask=around
         )
-        options = _options(given, self.epochs, self.batch_size)
+        options = given.options(self.epochs, self.batch_size)
         defense.fit(data.images, data.labels, **options)
         return Classifier(network, data.num_classes)
 
@@ -138,19 +89,3 @@ class Machines:
         train = given.data.balanced(self.per_class, given.seed)
         deep.fit(train.images, train.labels, (validation.images, validation.labels))
         return EitherRejects(deep, base) if self.combined else deep
-
-
-def _network(given: TrainingInputs, outputs: int) -> nn.Sequential:
-    channels, size = given.data.images.shape[1:3]
-    seed = seeds.derive(given.seed, "network")
-    return background_class_network(outputs, channels=channels, size=size, seed=seed)
-
-
-def _options(given: TrainingInputs, epochs: int, batch_size: int) -> dict[str, Any]:
-    return {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "seed": given.seed,
-        "device": given.device,
-        "checkpoint": given.checkpoint,
-    }

@@ -22,6 +22,7 @@ from demur.studies.localized_training.profile import AttackedPhotographs, Profil
 from demur.studies.localized_training.recipes import AROUND, EVERYWHERE, MODELS, Stage
 from demur.studies.localized_training.tables import Nodes, choose, show
 from demur.studies.material import Part, describe_parts, gather_part, in_random_order
+from demur.studies.public import Public
 from demur.studies.study import Shown, Study
 from demur.threat import ThreatModel
 
@@ -170,7 +171,7 @@ def _attack_photographs(
     """Attack networks at each eps around the objects, and at the largest one in all regions."""
     names = tuple(photo.name for photo in album.photos[: settings.listed])
     for name, path in album.networks.items():
-        network = albums.load_network(name, path)
+        network = Public(name, path).node(name)
         images, inside = albums.seen_by(outputs.model(network), album.photos)
         on = partial(Evaluate, network, images, seed=seed, batch_size=albums.BATCH, base=network)
         found = {(name, 0.0, ""): on(None)}

@@ -2,12 +2,17 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from demur.studies.fields import INCREASING, Names, PhotographsProfile, StrongestProfile
+from demur.studies.fields import (
+    INCREASING,
+    Count,
+    Names,
+    PhotographsProfile,
+    Strict,
+    StrongestProfile,
+)
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
-_Count = Annotated[int, Field(ge=1)]
 _Linf = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 _Parts = Annotated[tuple[_Linf, ...], INCREASING, Field(min_length=1)]
 _Sides = Annotated[tuple[Annotated[int, Field(ge=0)], ...], INCREASING, Field(min_length=1)]
@@ -15,32 +20,30 @@ _Multiple = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Curve = Annotated[tuple[_Multiple, ...], INCREASING, Field(min_length=2)]
 
 
-class SetProfile(BaseModel):
+class SetProfile(Strict):
     """One data set with three models, and how they are trained."""
 
-    model_config = _STRICT
     name: str = Field(min_length=1)
     data: Names = Field(min_length=1)
     network: Literal["localized", "wide"] = "localized"
     paper: Literal["MNIST", "CIFAR-10", ""] = ""
-    train_images: _Count | None = None
-    steps: _Count
+    train_images: Count | None = None
+    steps: Count
     batch_size: int = Field(50, ge=2)
     learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
     eps: _Linf
     ramp: _Parts = (1.0,)
-    attack_steps: _Count
+    attack_steps: Count
     step_size: _Linf
     boxes: _Sides
 
 
-class AttackProfile(BaseModel):
+class AttackProfile(Strict):
     """The paper's attack on the models (sec. 5)."""
 
-    model_config = _STRICT
-    images: _Count
-    calibration_images: _Count
-    steps: _Count
+    images: Count
+    calibration_images: Count
+    steps: Count
     step_share: float = Field(1 / 30, gt=0, le=1)
     curve: _Curve = (0.0, 0.5, 1.0, 2.0)
 
@@ -50,13 +53,12 @@ class AttackedPhotographs(PhotographsProfile):
 
     listed: int = Field(9, ge=1)
     eps: _Parts = (2 / 255, 8 / 255)
-    steps: _Count
+    steps: Count
 
 
-class Profile(BaseModel):
+class Profile(Strict):
     """The scale of the study."""
 
-    model_config = _STRICT
     sets: tuple[SetProfile, ...] = Field(min_length=1)
     attack: AttackProfile
     strongest: StrongestProfile

@@ -49,14 +49,9 @@ class Stage:
         data = given.data.subset(index)
         classes = data.num_classes
         network = self.untrained(data, given.seed) if given.base is None else given.base.module
-        options: dict[str, Any] = {
-            "epochs": epochs,
-            "batch_size": self.batch_size,
-            "optimizer": partial(torch.optim.Adam, lr=self.learning_rate),
-            "seed": seeds.derive(given.seed, "stage", self.number),
-            "device": given.device,
-            "checkpoint": given.checkpoint,
-        }
+        options = given.options(epochs, self.batch_size)
+        options["optimizer"] = partial(torch.optim.Adam, lr=self.learning_rate)
+        options["seed"] = seeds.derive(given.seed, "stage", self.number)
         if self.network == "wide":  # as Madry et al. 2018 train it
             steps = epochs * (len(index) // self.batch_size)
             options["optimizer"] = partial(stepwise_sgd, steps=steps, rate=self.learning_rate)

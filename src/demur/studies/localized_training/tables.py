@@ -16,10 +16,11 @@ from demur.studies.album import ALL, AVERAGE, Album
 from demur.studies.localized_training.profile import AttackedPhotographs, Profile, SetProfile
 from demur.studies.localized_training.recipes import AROUND, EVERYWHERE, MODELS, RANDOM
 from demur.studies.material import Part
-from demur.studies.reported import Reported, beside, read_reported
+from demur.studies.reported import Reported, beside, read_reported, read_texts
 from demur.studies.study import Shown
 
 ACCURACIES = "Accuracy of each model, attacked in each region"
+TEXTS = read_texts("localized_training")
 NONE, _, AWARE, STRONGEST = ATTACKERS
 SPOKEN = {AROUND: "around the box", EVERYWHERE: EVERYWHERE}
 STANDARD, BACKGROUND = (f"{model} against {MODELS[0]}" for model in MODELS[1:])
@@ -81,7 +82,7 @@ def show(nodes: Nodes, outputs: Outputs) -> Shown:
         shown += _photographs(nodes, settings, nodes.album, outputs)
         summary += _of_photographs(shown[-1], written(settings.eps[-1]))
     elif all(part.train.name == "digits" for part in nodes.parts):
-        summary.insert(0, "A toy, to see how it works: small embedded digits and few images.")
+        summary.insert(0, TEXTS["toy"])
     curves = [_curve(nodes, part, records.filter(set=part.settings.name)) for part in nodes.parts]
     return Shown([*shown, _front(nodes, worst)], curves, summary)
 
@@ -108,50 +109,29 @@ def _worst(records: pl.DataFrame) -> pl.DataFrame:
 def _losses(nodes: Nodes, outputs: Outputs) -> list[Table]:
     losses: list[Measurement] = []
     changes: list[Measurement] = []
-    note = (
-        "Mean cross-entropy. The attack is the paper's: descent from a random start to the largest "
-        f"cross-entropy, in {nodes.profile.attack.steps} steps; standard everywhere, background "
-        "outside the centre box. Natural images: the whole test set. The paper prints its losses "
-        "on natural images a thousand (MNIST) and a hundred (CIFAR-10) times as large."
-    )
+    note = TEXTS["losses"].format(attack=nodes.profile.attack)
     for one in nodes.profile.sets:
         box = nodes.boxes[one.name]
-        note += (
-            f" {one.name}: eps {written(one.eps)}, {one.steps:,} training steps of "
-            f"{one.batch_size} images, attacked in {one.attack_steps} steps, box {box}x{box}."
-        )
+        note += TEXTS["losses of a set"].format(one=one, eps=written(one.eps), box=box)
         rows = tables.measured_rows(outputs.value(nodes.losses[one.name]), one.name)
         losses += [row for row in rows if row.row in MODELS]
         changes += [replace(row, unit="%") for row in rows if row.row not in MODELS]
-    said = (
-        "Difference of the loss of the first model from that of the second, in percent, as in "
-        "sections 1 and 5 of the paper."
-    )
     title = "Loss of each model on each kind of input (Figure 2)"
-    return [Table(title, losses, note), Table("Differences of the loss", changes, said)]
+    second = Table("Differences of the loss", changes, TEXTS["differences"])
+    return [Table(title, losses, note), second]
 
 
 def _accuracies(nodes: Nodes, worst: pl.DataFrame) -> Table:
-    note = (
-        "Correct answers. The next table says how the box was chosen. The first columns are the "
-        f"paper's attack on {nodes.profile.attack.images:,} test images: everywhere, outside the "
-        "centre box (background), inside it, and on as many random pixels as the background has. "
-        "The strongest ensemble is the worst outcome of `attacks.Strongest` and of the paper's "
-        f"attack, on {nodes.profile.strongest.images:,} of these images."
-    )
+    profile = nodes.profile
+    note = TEXTS["accuracies"].format(attack=profile.attack, strongest=profile.strongest)
     return tables.share_table(ACCURACIES, worst, row="kind", group="set", note=note)
 
 
 def _boxes(nodes: Nodes, outputs: Outputs) -> Table:
-    note = (
-        "Accuracy of the natural model, attacked around a centre box of each size. The paper does "
-        "not give the size. The chosen box leaves the part of clean accuracy nearest to the "
-        "paper's. Without a figure of the paper, the models have the middle box."
-    )
     tried = tables.labelled(outputs, [case for case in nodes.tries if case.node.attack])
     tried = tried.with_columns(side=pl.format("{}x{}", "side", "side"), column=pl.lit("accuracy"))
     title = "The natural model, attacked around a box"
-    table = tables.share_table(title, tried, row="side", group="set", note=note)
+    table = tables.share_table(title, tried, row="side", group="set", note=TEXTS["boxes"])
     known = [part.settings.name for part in nodes.parts if reported(part)]
     boxes = ((name, f"{nodes.boxes[name]}x{nodes.boxes[name]}") for name in known)
     marks = [Measurement(box, "", name, note="chosen") for name, box in boxes]
@@ -168,7 +148,7 @@ def _photographs(
     figures = [one for one in figures if one.row in names]
     about = " ".join([f"{len(album.photos)} photographs.", *album.notes])
     title = "Unattacked photographs (Table 1)"
-    note = f"{about} The paper's photographs of these classes are not available; others are used."
+    note = TEXTS["photographs"].format(about=about)
     every: list[Measurement] = []
     found: list[Table] = []
     for eps in (0.0, *settings.eps):
@@ -181,22 +161,15 @@ def _photographs(
             listed += [row for row in rows if row.row != ALL and region in ("", AROUND)]
         if eps:
             title = "Photographs attacked around the object (Table 2)"
-            note = (
-                f"Attacked outside the objects' boxes, eps {written(eps)} in {settings.steps} "
-                "steps; every figure is of the picture rounded to 8 bits. Altered: pixels that "
-                "differ. The paper does not give its eps."
-            )
+            how = {"eps": written(eps), "steps": settings.steps}
+            note = TEXTS["attacked photographs"].format(**how)
         own = figures if eps in (0.0, settings.eps[0]) else []
         table = beside(Table(title, listed, note), own, missing=True)
         rows = [_in_words(row) if row.column == "guess" else row for row in table.rows]
         said = title.replace("object (", f"object, eps {written(eps)} (")
         found.append(replace(table, title=said, rows=rows))
-    note = (
-        "All photographs, attacked in each region: outside the objects' boxes, on as many random "
-        "pixels, in the boxes, and everywhere. If random pixels do as well, the network does not "
-        "rely on the background. Not altered: the box is the whole picture that the network sees. "
-    )
-    return [*found, Table("All photographs, attacked in each region", every, note + about)]
+    note = TEXTS["every region"].format(about=about)
+    return [*found, Table("All photographs, attacked in each region", every, note)]
 
 
 def _in_words(row: Measurement) -> Measurement:
@@ -216,7 +189,7 @@ def _front(nodes: Nodes, worst: pl.DataFrame) -> Table:
     )
     title = pl.col("attacker").replace_strict(dict(zip(ATTACKERS, ATTACKED_BY, strict=True)))
     eps = ", ".join(f"{written(one.eps)} on {one.name}" for one in nodes.profile.sets)
-    note = f"Linf, eps {eps}. Defence-aware: the paper's attack."
+    note = TEXTS["front"].format(eps=eps)
     return tables.outcome_table(FRONT, records.with_columns(group=title), note=note)
 
 
@@ -233,10 +206,7 @@ def _curve(nodes: Nodes, part: Part[SetProfile], records: pl.DataFrame) -> Curve
             start = [clean.filter(kind=kind)] if 0 in sizes else []
             points = [worst_case(own.filter(pl.col("eps") <= eps)) for eps in sizes if eps]
             lines.append(tables.series_of(f"{kind}, attacked {spoken}", [*start, *points]))
-    note = (
-        f"Outcomes of {attack.images:,} test images under the paper's attack. An image broken at "
-        "one eps counts as broken at every larger eps."
-    )
+    note = TEXTS["curve"].format(attack=attack)
     x = [round(eps, 6) for eps in sizes]
     return Curve(f"{part.settings.name}: outcomes against eps", "eps (Linf)", x, lines, note)
 
@@ -253,10 +223,8 @@ def _sentences(name: str, changes: Table, accuracies: Table) -> list[str]:
         for where, spoken in SPOKEN.items()
     )
     lines = [
-        f"{name}: trained on attacked images, the loss under the attack that a model was trained "
-        f"on falls by {falls[0]:.1f} % (standard) and {falls[1]:.1f} % (background); on natural "
-        f"images it changes by {changed[0]:+.1f} % and {changed[1]:+.1f} %.",
-        f"{name}, correct under the strongest ensemble ({', '.join(MODELS)}): {'; '.join(kept)}.",
+        TEXTS["falls"].format(name=name, falls=falls, changed=changed),
+        TEXTS["kept"].format(name=name, models=", ".join(MODELS), kept="; ".join(kept)),
     ]
     # A difference has a sign where its 95 % interval does not contain 0.
     signs = {
@@ -266,12 +234,10 @@ def _sentences(name: str, changes: Table, accuracies: Table) -> list[str]:
     }
     if signs:
         same, other = ([key for key in signs if signs[key] == {sign}] for sign in (True, False))
-        said = f" ({'; '.join(other)})" if other else ""
-        lines.append(
-            f"{name}: {len(same)} of {len(signs)} differences of Figure 2 have the paper's sign, "
-            f"{len(other)} the other one{said}; {len(signs) - len(same) - len(other)} may be 0, by "
-            "their 95 % intervals."
-        )
+        counts = {"same": len(same), "other": len(other), "all": len(signs)}
+        counts["rest"] = len(signs) - len(same) - len(other)
+        which = f" ({'; '.join(other)})" if other else ""
+        lines.append(TEXTS["signs"].format(name=name, which=which, **counts))
     return lines
 
 
@@ -280,9 +246,4 @@ def _of_photographs(table: Table, eps: str) -> list[str]:
     of = {(row.group, row.row): row for row in table.rows if row.column == "correct"}
     names = ("no attack", f"{AROUND}, eps {eps}", f"{RANDOM}, eps {eps}")
     found = [[of[group, name] for name in names] for group in dict.fromkeys(key[0] for key in of)]
-    return [
-        f"{clean.group} on {clean.n} photographs: {clean.measured:.0f} % correct; attacked around "
-        f"the object within {eps}, {around.measured:.0f} %, and on as many random pixels "
-        f"{random.measured:.0f} %."
-        for clean, around, random in found
-    ]
+    return [TEXTS["of photographs"].format(*three, eps=eps) for three in found]

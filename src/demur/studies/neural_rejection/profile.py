@@ -3,21 +3,16 @@
 from dataclasses import dataclass
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from demur.data import ImageSet
-from demur.studies.fields import INCREASING, Names, Shares
+from demur.studies.fields import INCREASING, Count, Names, Shares, Strict
 
-_Count = Annotated[int, Field(ge=1)]
 _Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MachinesProfile(_Settings):
+class MachinesProfile(Strict):
     """The RBF machines (sec. 2.4); the paper's are fitted on all that the network is trained on."""
 
     per_class: int | None = Field(None, ge=5)
@@ -28,56 +23,56 @@ class MachinesProfile(_Settings):
     threshold: float = Field(0.9, gt=0, lt=1)
 
 
-class AttackProfile(_Settings):
+class AttackProfile(Strict):
     """The paper's attack (sec. 2.5, 3.5): on how many images, how often, how far."""
 
-    images: _Count
-    repeats: _Count
+    images: Count
+    repeats: Count
     eps: Annotated[tuple[_Size, ...], INCREASING] = Field(min_length=2)
-    steps: _Count
+    steps: Count
     step_size: _Positive = 0.1
     tolerance: _Positive = 0.01
 
 
-class StrongestProfile(_Settings):
+class StrongestProfile(Strict):
     """How hard the strongest attacker tries; `eps` is where all attacks are compared."""
 
-    steps: _Count
+    steps: Count
     eps: _Positive
-    ensemble_steps: _Count
-    n_targets: _Count
-    n_queries: _Count
+    ensemble_steps: Count
+    n_targets: Count
+    n_queries: Count
 
 
-class ThresholdsProfile(_Settings):
+class ThresholdsProfile(Strict):
     """The curve against false rejection: at which rates, on how many images."""
 
-    images: _Count
-    steps: _Count
+    images: Count
+    steps: Count
     rates: Shares = Field((0.005, 0.01, 0.02, 0.05, 0.1, 0.2), min_length=2)
 
 
-class AdversarialProfile(_Settings):
+class AdversarialProfile(Strict):
     """Adversarial training on every batch, for comparison."""
 
     eps: _Positive
-    steps: _Count
-    epochs: _Count
+    steps: Count
+    epochs: Count
 
 
 class RetrainingProfile(AdversarialProfile):
     """Adversarial training in the paper's two steps (sec. 3.4): `attacked` images, once."""
 
-    attacked: _Count
+    attacked: Count
 
 
-class Profile(_Settings):
+class Profile(Strict):
     """The scale of the study."""
 
     data: Names = Field(min_length=1)
-    train_images: _Count
-    validation_images: _Count
-    epochs: _Count
+    train_images: Count
+    validation_images: Count
+    epochs: Count
     batch_size: int = Field(128, ge=2)
     learning_rate: _Positive = 0.1
     machines: MachinesProfile

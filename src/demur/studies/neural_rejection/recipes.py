@@ -43,8 +43,7 @@ class NetworkTraining:
         """Train; see `demur.evaluation.scoring.Recipe`."""
         data = given.data
         images = (data.images, data.labels)
-        options: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size}
-        options |= {"seed": given.seed, "device": given.device, "checkpoint": given.checkpoint}
+        options = given.options(self.epochs, self.batch_size)
         if self.attack is None or self.threat is None or given.base is None:
             channels, size, _ = data.image_shape
             weights = seeds.derive(given.seed, "weights")

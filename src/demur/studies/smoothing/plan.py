@@ -1,6 +1,6 @@
 """Small networks behind each filter, networks for ImageNet, and transfer learning, all attacked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,15 @@ from demur.defenses import gaussian_blur
 from demur.errors import DemurError
 from demur.evaluation.nodes import Measure, Train
 from demur.evaluation.on_images import Evaluate
+from demur.evaluation.tables import Case
 from demur.files import digest, file_digest
 from demur.networks import CLASSES, weights
 from demur.studies import album, material
-from demur.studies.lines import Line
 from demur.studies.public import FromOwnAnswer, Public, Tuned, Tuning, describe_network
+from demur.studies.recipes import SmallNetwork
 from demur.studies.smoothing import profile as profiles
 from demur.studies.smoothing import tables
-from demur.studies.smoothing.recipes import Filtered, StandIn, WithoutFilter
+from demur.studies.smoothing.recipes import StandIn, WithoutFilter
 from demur.studies.study import Study
 from demur.threat import ThreatModel
 
@@ -52,10 +53,11 @@ def plan(profile: profiles.Profile, data_root: Path | None, seed: int) -> Study:
     fingerprint = digest(described.fingerprint, tuned_on) if tuned else described.fingerprint
     toy = not described.rooted and all(part.train.name == "digits" for part in parts)
     lines = tables.Lines(sets, pictures, tuned, " ".join(photos.notes) if photos else "", toy)
-    nodes = [node for line in (*sets, *pictures, *tuned) for node in line.nodes.values()]
     return Study(
-        nodes=(*nodes, *facts),
-        gallery=tuple(line.nodes[tables.TARGETED] for line in (*pictures, *sets)),
+        nodes=(*(case.node for case in (*sets, *pictures, *tuned)), *facts),
+        gallery=tuple(
+            case.node for case in (*pictures, *sets) if case.labels["column"] == tables.TARGETED
+        ),
         pictures=profile.gallery,
         data=replace(described, fingerprint=fingerprint),
         taken=f"Data: {'; '.join([*taken, *said])}.",
@@ -65,10 +67,10 @@ def plan(profile: profiles.Profile, data_root: Path | None, seed: int) -> Study:
 
 def _set(
     profile: profiles.Profile, part: material.Part[profiles.SetProfile], seed: int
-) -> list[Line]:
+) -> list[Case]:
     """Train a network behind each filter, and attack them all."""
     settings = part.settings
-    plain = Filtered(settings.epochs, settings.batch_size)
+    plain = SmallNetwork(settings.epochs, settings.batch_size)
     recipes = {tables.NONE: plain}
     recipes |= {tables.gaussian(one): replace(plain, sigma=one) for one in settings.gaussian}
     recipes |= {f"median, {one}x{one}": replace(plain, window=one) for one in settings.median}
@@ -81,9 +83,18 @@ def _set(
         made[name] = Train(recipe, part.train, seed, name=f"{settings.name}: {name}")
     base = made[tables.NONE]
     return [
-        Line(settings.name, name, _attacked(profile, part, model, base, recipes[name], seed))
+        case
         for name, model in made.items()
+        for case in _cases(
+            settings.name, name, _attacked(profile, part, model, base, recipes[name], seed)
+        )
     ]
+
+
+def _cases(group: str, row: str, nodes: Mapping[str, Evaluate]) -> list[Case]:
+    """Give the nodes of a line of a table, which are named by its columns."""
+    at = {"group": group, "row": row}
+    return [Case(node, {**at, "column": column}) for column, node in nodes.items()]
 
 
 def _attacked(
@@ -91,7 +102,7 @@ def _attacked(
     part: material.Part[profiles.SetProfile],
     model: Train,
     plain: Train,
-    recipe: Filtered,
+    recipe: SmallNetwork,
     seed: int,
 ) -> dict[str, Evaluate]:
     """Give the nodes of a model by the columns of the tables."""
@@ -134,7 +145,7 @@ def other_classes(keys: Sequence[int], labels: Tensor, classes: int, seed: int) 
 
 def _photographs(
     profile: profiles.Profile, photos: album.Album, seed: int
-) -> tuple[list[Line], list[Measure]]:
+) -> tuple[list[Case], list[Measure]]:
     """Attack every network toward the same random classes, and show the files to all networks."""
     settings = profile.photographs
     assert settings is not None
@@ -145,7 +156,8 @@ def _photographs(
     step = NormalizedGradient(step_size=settings.step_size, steps=settings.steps)
     public = {name: Public(name, file) for name, file in photos.networks.items()}
     shown = {name: replace(one, stored=True).node(f"{name}, files") for name, one in public.items()}
-    lines, facts = [], []
+    lines: list[Case] = []
+    facts = []
     for name, one in public.items():
         network = one.node(name)
         images = album.at_size(photos.photos, *one.sizes())
@@ -154,14 +166,14 @@ def _photographs(
         passed = partial(replace, sent, attacker="defence-unaware", keep="nothing")
         nodes = {tables.TARGETED: sent, tables.CLEAN: on(None)}
         nodes |= {other: passed(through=to) for other, to in shown.items()}
-        lines.append(Line("", name, nodes))
+        lines += _cases("", name, nodes)
         facts.append(Measure(describe_network, (network, sent, targets), name, attacked=True))
     return lines, facts
 
 
 def _tuning(
     settings: profiles.TuningProfile | None, data_root: Path | None, seed: int
-) -> tuple[list[Line], list[str], str]:
+) -> tuple[list[Case], list[str], str]:
     """Tune a network with and without the filter, and attack it by way of the public one too.
 
     Give also what is said to the user, and a digest of the images and weights.
@@ -193,7 +205,7 @@ def _tuning(
     away = FromOwnAnswer(replace(pgd, loss="cross_entropy", confidence=CONFIDENCE))
     sent = Evaluate(public, images, replace(linf, goal=AnyError()), away, batch_size=50)
     common = settings.model_dump(include={"epochs", "batch_size", "learning_rate"})
-    lines = []
+    lines: list[Case] = []
     for layers in ("all layers", "last layer"):
         for sigma in (None, settings.sigma):
             name = tables.NONE if sigma is None else tables.gaussian(sigma)
@@ -206,6 +218,6 @@ def _tuning(
                 tables.PUBLIC: replace(sent, through=model, attacker="defence-unaware"),
                 tables.WHITE: whole,
             }
-            lines.append(Line(layers, name, nodes))
+            lines += _cases(layers, name, nodes)
     said = f"{len(train):,} images of {train.name} to tune {settings.network}"
     return lines, [said], digest(train.fingerprint, images.fingerprint, file_digest(file))

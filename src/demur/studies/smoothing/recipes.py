@@ -1,50 +1,16 @@
-"""How the networks of the smoothing study are trained, and its attacks through other gradients."""
+"""The network behind a filter, and attacks through other gradients."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from demur import seeds
 from demur.attacks import BPDA
 from demur.attacks.base import Attack
 from demur.attacks.result import AttackResult
 from demur.classifier import Classifier
-from demur.data import ImageSet
 from demur.defenses import GaussianBlur, MedianBlur
 from demur.evaluation.scoring import TrainingInputs
-from demur.networks import background_class_network
-from demur.training import fit
-
-
-@dataclass(frozen=True)
-class Filtered:
-    """Train a network on filtered images only (sec. 3); without sigma and window, on all images."""
-
-    epochs: int
-    batch_size: int
-    sigma: float | None = None
-    window: int | None = None
-
-    def untrained(self, images: ImageSet, seed: int) -> Classifier:
-        """Give the classifier with new weights. Raise DemurError if the images do not fit it."""
-        channels, size = images.images.shape[1:3]
-        classes = images.num_classes
-        own = seeds.derive(seed, "network")
-        network = background_class_network(classes, channels=channels, size=size, seed=own)
-        if self.sigma is not None:
-            return GaussianBlur(network, classes, self.sigma)
-        if self.window is not None:
-            return MedianBlur(network, classes, self.window)
-        return Classifier(network, classes)
-
-    def train(self, given: TrainingInputs) -> Classifier:
-        """Train; see `demur.evaluation.scoring.Recipe`."""
-        whole = self.untrained(given.data, given.seed)
-        options: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size}
-        options |= {"seed": given.seed, "device": given.device, "checkpoint": given.checkpoint}
-        fit(whole.module, given.data.images, given.data.labels, **options)
-        return whole
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Tables, curves and sentences of the smoothing study: queries over its records."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,13 +8,20 @@ from typing import Any
 import polars as pl
 
 from demur.evaluation.plan import Outputs
-from demur.evaluation.records import PLACE
+from demur.evaluation.records import PLACE, worst_case
 from demur.evaluation.results import Curve, Measurement, Table
-from demur.evaluation.shares import ATTACKED_BY, FRONT, series, written
-from demur.evaluation.tables import outcome_table
+from demur.evaluation.shares import ATTACKED_BY, FRONT, share, written
+from demur.evaluation.tables import (
+    Case,
+    figures,
+    labelled,
+    outcome_shares,
+    outcome_table,
+    series_of,
+    share_of,
+    share_table,
+)
 from demur.metrics import paired_bounds, wilson_interval
-from demur.studies import lines
-from demur.studies.lines import Line
 from demur.studies.reported import beside, read_reported, read_texts
 from demur.studies.smoothing.profile import Profile, SetProfile
 from demur.studies.study import Shown
@@ -31,9 +39,9 @@ TEXTS = read_texts("smoothing")
 class Lines:
     """What is measured: the models of the sets, the networks for ImageNet, and the tuned ones."""
 
-    sets: Sequence[Line]
-    photographs: Sequence[Line]
-    tuned: Sequence[Line]
+    sets: Sequence[Case]
+    photographs: Sequence[Case]
+    tuned: Sequence[Case]
     notes: str
     toy: bool
 
@@ -45,21 +53,24 @@ def gaussian(sigma: float) -> str:
 
 def show(profile: Profile, measured: Lines, outputs: Outputs) -> Shown:
     """Make the tables, the curves and the sentences."""
-    found = lines.records_of(measured.sets, outputs)
+    found = labelled(outputs, measured.sets)
     attacked = found.filter(~COLUMN.is_in([CLEAN, TARGETED]))
-    worst = lines.worst_of(attacked, STRONGEST, WORST)
+    # Of the images that the ensemble attacks.
+    few = attacked.filter(column=STRONGEST)
+    few = attacked.join(few, on=["group", "row", *PLACE], how="semi")
+    worst = worst_case(few, ["group", "row", "model"]).with_columns(column=pl.lit(WORST))
     found = pl.concat([found, worst], how="diagonal")
     scores = _scores(found)
     summary = [TEXTS["toy"]] if measured.toy else []
     summary += [line for one in profile.sets for line in _summary(one, found, scores)]
     tables = [_ranked(profile, found, scores), _attackers(profile, attacked, worst)]
     if measured.photographs:
-        pictures = lines.records_of(measured.photographs, outputs)
+        pictures = labelled(outputs, measured.photographs)
         more, said = _photographs(profile, measured.notes, pictures, outputs.measurements())
         tables += more
         summary.append(said)
     if measured.tuned:
-        table, sentences = _tuned(profile, lines.records_of(measured.tuned, outputs))
+        table, sentences = _tuned(profile, labelled(outputs, measured.tuned))
         tables.append(table)
         summary += sentences
     tables.append(_front(profile, found))
@@ -82,18 +93,20 @@ def _scores(found: pl.DataFrame) -> pl.DataFrame:
 
 def _ranked(profile: Profile, found: pl.DataFrame, scores: pl.DataFrame) -> Table:
     rows = []
+    right = share_of("correct")
+    places = {"row": "row", "group": "group"}
     for group, row, product, _, reached, first, second in scores.iter_rows():
         own = found.filter(group=group, row=row)
         targeted = own.filter(column=TARGETED)
         note = "" if reached else "no target reached"
         rows += [
-            *lines.shares_of(own.filter(column=CLEAN), "correct", "clean accuracy"),
-            lines.flag_share(row, "target reached", targeted["success"], group),
-            lines.measured_mean(row, "mean L2", targeted.filter("success")["l2"], group),
-            lines.measured_mean(row, "steps", targeted["backwards"], group),
+            *figures(own.filter(column=CLEAN), {"clean accuracy": right}, **places),
+            _flagged(row, "target reached", targeted["success"], group),
+            _mean(row, "mean L2", targeted.filter("success")["l2"], group),
+            _mean(row, "steps", targeted["backwards"], group),
             Measurement(row, "accuracy x distance", group, measured=product, n=reached, note=note),
             Measurement(row, "rank by the product", group, measured=first, note=note),
-            *lines.shares_of(own.filter(column=WORST), "correct", "robust accuracy"),
+            *figures(own.filter(column=WORST), {"robust accuracy": right}, **places),
             Measurement(row, "rank by robust accuracy", group, measured=second),
         ]
     size = {**profile.attack.model_dump(), "strongest": profile.strongest.images}
@@ -104,9 +117,10 @@ def _ranked(profile: Profile, found: pl.DataFrame, scores: pl.DataFrame) -> Tabl
 
 def _attackers(profile: Profile, attacked: pl.DataFrame, worst: pl.DataFrame) -> Table:
     unfiltered = (COLUMN == UNAWARE) & (pl.col("row") == NONE)
-    rows = lines.shares_of(attacked.filter(~unfiltered), "wrong") + lines.shares_of(worst, "wrong")
+    both = pl.concat([attacked.filter(~unfiltered), worst], how="diagonal")
     note = TEXTS["attackers"].format(steps=profile.attack.steps)
-    return Table("Wrong answers under each attacker", rows, note)
+    title = "Wrong answers under each attacker"
+    return share_table(title, both, row="row", outcome="wrong", note=note)
 
 
 def _front(profile: Profile, found: pl.DataFrame) -> Table:
@@ -133,21 +147,21 @@ def _photographs(
         for fact, value, n in facts.filter(node=name).select("name", "value", "n").rows():
             hard.append(Measurement(name, fact, measured=value, n=n))
         hard += [
-            lines.flag_share(name, "target reached", own["success"]),
-            lines.flag_share(name, "target reached, 8 bits", stored),
+            _flagged(name, "target reached", own["success"]),
+            _flagged(name, "target reached, 8 bits", stored),
             Measurement(name, "median steps", measured=median, n=len(own)),
-            lines.measured_mean(name, "mean L2", length[name]),
+            _mean(name, "mean L2", length[name]),
         ]
         for other in given:
             shown = found.filter(row=name, column=other)
             known = found.filter(CORRECT, row=other, column=CLEAN)
             wrong = shown.join(known, on="index", how="semi")["outcome"] == "wrong"
-            figure = lines.flag_share(name, other, wrong)
+            figure = _flagged(name, other, wrong)
             if other == name:
                 transfer.append(replace(figure, note="itself"))
             else:
                 target = f"{other}: target"
-                transfer += [figure, lines.flag_share(name, target, shown["success"])]
+                transfer += [figure, _flagged(name, target, shown["success"])]
     size = {**profile.photographs.model_dump(), "images": sent["index"].n_unique()}
     note = TEXTS["hardest"].format(notes=notes, **size).strip()
     layers = {name: facts.filter(node=name, name="layers")["value"].item() for name in names}
@@ -165,14 +179,14 @@ def _depth(names: list[str], length: dict[str, pl.Series], layers: dict[str, flo
         return TEXTS["none reached"]
     far, deep = (float(length[name].to_numpy().mean()) for name in (hardest, deepest))
     rival = hardest if hardest != deepest else names[min(1, len(names) - 1)]
-    low, high = lines.mean_interval(length[deepest] - length[rival])
+    low, high = _interval(length[deepest] - length[rival])
     verdict = "agrees" if low > 0 else "does not agree" if high < 0 else "does not clearly agree"
     return TEXTS["depth"].format(hardest, far, deepest, deep, verdict)
 
 
 def _tuned(profile: Profile, found: pl.DataFrame) -> tuple[Table, list[str]]:
     assert profile.tuning is not None
-    rows = lines.shares_of(found, "correct")
+    rows = share_table("", found, row="row").rows
     by = {(one.group, one.row, one.column): one.measured for one in rows}
     said = [
         TEXTS["tuning"].format(*line, *(by[*line, column] for column in (CLEAN, PUBLIC, WHITE)))
@@ -189,7 +203,7 @@ def _curve(one: SetProfile, found: pl.DataFrame) -> Curve:
     names = [NONE, *map(gaussian, one.gaussian)]
     drawn = {CLEAN: CLEAN, WORST: "the worst of all attackers", UNAWARE: UNAWARE}
     outcomes = [
-        series(title, [lines.rates_of(own.filter(row=name, column=column)) for name in names])
+        series_of(title, [own.filter(row=name, column=column) for name in names])
         for column, title in drawn.items()
     ]
     title = f"{one.name}: outcomes against the Gaussian's width"
@@ -210,7 +224,7 @@ def _summary(one: SetProfile, found: pl.DataFrame, scores: pl.DataFrame) -> list
         "best": best,
         "product": max(rows, key=lambda row: row["product"]),
         "robust": max(rows, key=lambda row: row["robust"]),
-        "unaware": 100 * lines.rates_of(unaware).accuracy,
+        "unaware": 100 * outcome_shares(unaware)["correct"].value,
         "worst": sum(row["robust"] for row in smooth) / len(smooth),
         "verdict": _verdict(own, best["row"], len(smooth)),
     }
@@ -246,3 +260,26 @@ def _warnings(found: pl.DataFrame) -> list[str]:
 
 def _eps(profile: Profile) -> str:
     return ", ".join(f"{written(one.eps)} on {one.name}" for one in profile.sets)
+
+
+def _flagged(row: str, column: str, flags: pl.Series, group: str = "") -> Measurement:
+    """Give the share of the flags that are set, in %, with its 95 % interval."""
+    return share(row, column, [(int(flags.sum()), len(flags))], group=group)
+
+
+def _mean(row: str, column: str, values: pl.Series, group: str = "") -> Measurement:
+    """Give a mean over images, with its 95 % interval where there are two images."""
+    if values.is_empty():
+        return Measurement(row, column, group, n=0, note="none")
+    found = Measurement(row, column, group, measured=float(values.to_numpy().mean()), n=len(values))
+    low, high = _interval(values)
+    return found if math.isinf(low) else replace(found, low=low, high=high)
+
+
+def _interval(values: pl.Series) -> tuple[float, float]:
+    """Give the normal 95 % interval of a mean; without two values it is unbounded."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    middle = float(values.to_numpy().mean())
+    reach = 1.96 * float(values.to_numpy().std(ddof=1)) / math.sqrt(len(values))
+    return middle - reach, middle + reach
