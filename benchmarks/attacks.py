@@ -400,10 +400,14 @@ def precision(
 
 
 def _clock(images: Tensor) -> float:
-    """Give the time in seconds, after all work of the device is done."""
+    """Give the seconds that the processor worked, or, on a GPU, the time after all its work.
+
+    Seconds of the processor do not depend on other programs.
+    """
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def _precisions(images: Tensor) -> list[GradientPrecision]:

@@ -61,6 +61,7 @@ def robust(classifier, test, threat, steps=40):
     return 1 - float(result.success.double().mean())
 
 
+@pytest.mark.slow
 def test_training_on_attacked_batches_withstands_the_attack(digits, plain):
     train, test = digits
     trained = AdversarialTraining(network(), 10, PGD(steps=5, random_start=True), "l2:1.5")
@@ -202,6 +203,7 @@ def test_pixels_outside_the_mask_are_trained_on_unchanged(digits, mask_after_att
         trained.fit(train.images[:64], train.labels[:64], epochs=1, batch_size=64)
 
 
+@pytest.mark.slow
 def test_training_against_the_background_withstands_attacks_on_it(digits, plain):
     """The localized paper's claim, in small."""
     train, test = digits

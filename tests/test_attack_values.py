@@ -242,7 +242,11 @@ SMALLEST = [
     *((FMN(steps=20), norm) for norm in SWEPT),
     (SigmaZero(steps=20), "l0"),
     (CarliniWagnerL2(steps=20, search_steps=3), "l2"),
-    (CarliniWagnerL0(steps=20, initial_const=1.0, largest_const=1e2), "l0"),
+    pytest.param(
+        CarliniWagnerL0(steps=20, initial_const=1.0, largest_const=1e2),
+        "l0",
+        marks=pytest.mark.slow,
+    ),
     (CarliniWagnerLinf(steps=20, learning_rate=0.1, initial_const=1.0), "linf"),
 ]
 

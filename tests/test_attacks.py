@@ -185,6 +185,7 @@ def test_the_smallest_change_among_five_classes_is_found_within_2_percent(attack
 @pytest.mark.parametrize(
     "attack", [SigmaZero(steps=500), CarliniWagnerL0(steps=100), FMN(steps=300)]
 )
+@pytest.mark.slow
 def test_the_fewest_pixels_of_a_linear_classifier_are_found_up_to_one(attack):
     """R8 in L0: the pixels with the largest gain within the box."""
     classifier, images, labels, margins, slope = two_classes(2)
@@ -279,6 +280,7 @@ def test_a_large_constant_added_to_all_scores_changes_no_distance_by_a_percent(a
     assert torch.allclose(plain.distance, shifted.distance, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_confidence_is_in_the_loss_and_in_the_success():
     """R7."""
     classifier, images, labels, _, _ = two_classes(5)
@@ -293,6 +295,7 @@ def test_confidence_is_in_the_loss_and_in_the_success():
     assert bool((sure.distance > near.distance).all())
 
 
+@pytest.mark.slow
 def test_carlini_wagner_reaches_the_target():
     classifier = linear(4, 64, 4)
     images = images_of(8)
@@ -426,6 +429,7 @@ def test_success_never_counts_a_rejected_image_and_force_reject_never_an_accepte
     assert bool((outcomes(classifier, anyhow.images, labels)[anyhow.success] != 0).all())
 
 
+@pytest.mark.slow
 def test_the_ensemble_is_no_weaker_than_its_parts_and_names_them():
     """R11, R13, R18."""
     classifier = convolutional(4, size=8, seed=3)

@@ -164,6 +164,7 @@ def rejecting(network, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_held_out_images_set_the_threshold_and_are_not_audited(rejecting):
     """R17."""
     said = " ".join(rejecting.results.notes)
@@ -263,6 +264,7 @@ def test_what_does_not_fit_into_the_time_is_said(network, images):
     assert found.verdict == "doubtful"
 
 
+@pytest.mark.slow
 def test_after_a_limit_the_same_request_goes_on(network, images, tmp_path):
     out = tmp_path / "limited"
     demur.audit(network, images, ["linf:0.1"], max_minutes=1e-6, device="cpu", out=out)
@@ -359,6 +361,7 @@ def test_a_model_of_other_images_cannot_replay(found):
 # An audit beside an earlier one
 
 
+@pytest.mark.slow
 def test_a_baseline_is_compared_image_by_image(found, network, images, tmp_path):
     same = demur.audit(
         network, images, ["linf:0.1"], device="cpu", out=tmp_path / "b", baseline=found.folder

@@ -202,6 +202,7 @@ def test_the_same_run_again_computes_nothing_and_another_seed_is_refused(lettere
         run("background-class", profile, out=lettered, seed=1)
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_results_goes_on_with_the_same_figures(lettered, tmp_path):
     """R10: models, attacks and the selection are computed again alone."""
     store = tmp_path / "store"
@@ -448,6 +449,7 @@ def test_a_bad_data_set_is_one_line_and_nothing_is_written(fault, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_own_data_set_with_long_class_names_runs_and_the_papers_figures_are_not_beside_it(
     tmp_path,
 ):

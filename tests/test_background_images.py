@@ -188,6 +188,7 @@ def test_morphs_start_and_end_at_the_two_images(digits):
         ).abs().max() <= 9  # half of 255 / 16, rounded
 
 
+@pytest.mark.slow
 def test_morphs_move_from_one_to_the_other(digits):
     pairs = torch.tensor([[i, i + 200] for i in range(100)])
     first = digits.images[pairs[:, 0]].float()

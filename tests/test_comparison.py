@@ -121,6 +121,7 @@ def test_a_combined_reject_score_does_not_depend_on_the_sign_of_the_scores():
     assert torch.equal(decided[0], decided[2])
 
 
+@pytest.mark.slow
 def test_a_page_of_several_runs_has_the_front_table_of_each(folder, profile, tmp_path):
     again = run("comparison", profile, out=tmp_path / "again", seed=1)
     page = compare([folder, again], tmp_path / "page")

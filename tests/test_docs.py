@@ -52,6 +52,7 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize("page", ["index", "concepts", "defenses", "attacks", "evaluation"])
+@pytest.mark.slow
 def test_the_examples_of_a_page_run_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "example"}
@@ -72,6 +73,7 @@ def test_the_examples_of_a_page_run_as_written(page, tmp_path, monkeypatch):
         assert names["load_model"](tmp_path / "saved").rejects
 
 
+@pytest.mark.slow
 def test_the_example_of_neural_rejection_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, hardening = blocks((ROOT / "docs" / "rejection.md").read_text(encoding="utf-8"), "python")
@@ -141,6 +143,7 @@ def test_every_key_of_a_profile_is_described_with_its_default(experiment, sectio
             assert tuple(map(float, default.split(","))) == field.default
 
 
+@pytest.mark.slow
 def test_the_example_of_localized_training_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks(
@@ -152,6 +155,7 @@ def test_the_example_of_localized_training_runs_as_written(tmp_path, monkeypatch
     assert float((names["defended"].predict(images) == labels).float().mean()) > 0.8
 
 
+@pytest.mark.slow
 def test_the_example_of_smoothing_runs_as_written():
     (code,) = blocks((ROOT / "docs" / "smoothing.md").read_text(encoding="utf-8"), "python")
     names = {}
@@ -160,6 +164,7 @@ def test_the_example_of_smoothing_runs_as_written():
     assert float((names["smooth"].predict(images) == labels).float().mean()) > 0.8
 
 
+@pytest.mark.slow
 def test_the_table_example_shows_that_reliance_on_the_chosen_features_falls(capsys):
     exec((ROOT / "examples" / "tabular.py").read_text(encoding="utf-8"), {"__name__": "example"})
     plain, hardened = (

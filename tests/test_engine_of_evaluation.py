@@ -143,6 +143,8 @@ CHANGES = {
     "a docstring": ("attacks/pgd.py", '"""Projected gradient descent, in', '"""Descent, in'),
     "training": ("training/loop.py", "\ndef fit(", "\nEXTRA = 1\n\n\ndef fit("),
 }
+AGAIN = {"a docstring", "training"}
+"""Changes like another one: only `make test-all` tries them."""
 AFFECTED = {
     "a constant of one attack": {1, 4},
     "decide": {0, 1, 2, 3, 4, 5},
@@ -152,7 +154,10 @@ AFFECTED = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(one, marks=pytest.mark.slow) if one in AGAIN else one for one in CHANGES],
+)
 def test_d3_exactly_the_nodes_that_use_changed_code_are_computed_again(change, tmp_path, store):
     """On a copy of the package: PGD is used by the nodes 1 and 4 of the plan."""
     copied = tmp_path / "demur"
@@ -468,6 +473,7 @@ def test_a_folder_of_another_run_or_with_other_files_is_refused_and_stays_as_it_
         pass
 
 
+@pytest.mark.slow
 def test_a_lock_of_a_killed_process_does_not_stay(tmp_path):
     script = (
         "import os, sys; from pathlib import Path; from demur.evaluation.folder import claimed\n"

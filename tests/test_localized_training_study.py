@@ -332,6 +332,7 @@ def test_no_attack_breaks_an_image_that_the_worst_case_does_not_count():
     assert broken("none", "")[1] == 30
 
 
+@pytest.mark.slow
 def test_a_training_in_stages_goes_on_with_the_stage_it_was_in(tmp_path, monkeypatch):
     """R10: and ends with the same bits."""
     ramped = TINY.replace("eps = 0.3\n", "eps = 0.3\nramp = [0.5, 1.0]\n")

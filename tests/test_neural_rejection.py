@@ -102,6 +102,7 @@ def test_it_answers_digits_and_rejects_noise(name, request):
     assert classifier(test.to_float()[:3]).shape == (3, 11)
 
 
+@pytest.mark.slow
 def test_a_defence_aware_attack_does_better_than_a_defence_unaware_one(deep, trained):
     """R18, R19: flipping to rejection is no success for Evade."""
     test = data.load("digits", "test")
@@ -127,6 +128,7 @@ def test_a_defence_aware_attack_does_better_than_a_defence_unaware_one(deep, tra
     assert any("ernels" in str(name) for name in ensemble.by)
 
 
+@pytest.mark.slow
 def test_bfloat16_gradients_lead_through_the_machines(deep):
     """R20: distances are taken in float32, whatever the network computes in."""
     test = data.load("digits", "test")

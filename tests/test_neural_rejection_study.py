@@ -282,7 +282,8 @@ def test_the_papers_figures_stand_beside_those_of_its_own_data(tmp_path):
     found = {}
     for settings, name in ((papers, "mnist"), (papers, "digits"), (fewer, "mnist")):
         given = SimpleNamespace(train=replace(shown, name=name))
-        rows = _network(SimpleNamespace(outputs=outputs, profile=settings, given=given)).rows
+        known = SimpleNamespace(outputs=outputs, profile=settings, given=given, say=str)
+        rows = _network(known).rows
         found[settings.train_images, name] = {(row.row, row.column): row.paper for row in rows}
     beside = found.pop((30_000, "mnist"))
     assert beside["training", "cross-entropy"] == 0.0684 and beside["test", "accuracy"] == 98.95

@@ -195,6 +195,7 @@ def test_photographs_go_from_network_to_network_and_tuning_is_attacked_both_ways
     assert original.shape == attacked.shape
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_figures(
     profile, root, folder, tmp_path, monkeypatch
 ):

@@ -147,6 +147,7 @@ def networks():
         ("robust", "l2", "margin"),
     ],
 )
+@pytest.mark.slow
 def test_giving_up_hopeless_targets_loses_no_image(networks, name, norm, loss):
     """The sizes are those at which many images are broken, and many are not."""
     classifiers, test = networks
@@ -197,6 +198,7 @@ def test_a_hopeless_target_is_left_at_the_first_checkpoint_and_a_hopeful_one_is_
 
 
 @pytest.mark.parametrize(("name", "threat"), [("plain", "linf:0.08"), ("robust", "l2:1.7")])
+@pytest.mark.slow
 def test_square_gives_up_hopeless_images_and_loses_none(networks, name, threat):
     classifiers, test = networks
     images, labels = test.to_float()[:64], test.labels[:64]

@@ -169,6 +169,7 @@ def test_a_step_with_bfloat16_gradients_waits_at_most_once(attack, threat):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("attack", "threat"), SMALLEST, ids=repr)
+@pytest.mark.slow
 def test_a_step_waits_at_most_once_where_every_image_is_solved(attack, threat, precision):
     """Successes that bfloat16 gradients find are checked by a pass of their own."""
     more = added(attack, threat, wall=10.0, precision=precision)
@@ -192,6 +193,7 @@ def test_a_draw_of_noise_reads_lists_of_images_alone():
 
 
 @pytest.mark.parametrize(("attack", "threat"), [*STEPPED, *SMALLEST], ids=repr)
+@pytest.mark.slow
 def test_no_step_makes_a_tensor_on_the_cpu(attack, threat):
     """Its copy to a GPU would wait, too."""
     added(attack, threat, precision="float32")  # makes the patterns that an attack keeps

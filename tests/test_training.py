@@ -279,6 +279,7 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch):
         fit(small(), *problem(64), epochs=1, device="cuda")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     """Each takes its share of each batch; weights and history are those of one process."""
     out = tmp_path / "fit.pt"
@@ -788,6 +789,7 @@ def canonical(value):
 
 
 @given(VALUES, VALUES)
+@pytest.mark.slow
 def test_digests_are_equal_where_values_are_equal(first, second):
     assert (fingerprint(first) == fingerprint(second)) == (canonical(first) == canonical(second))
     assert fingerprint(copy.deepcopy(first)) == fingerprint(first)
@@ -926,6 +928,7 @@ print("|".join({"alpha", "beta", "gamma", "delta"}))
 """
 
 
+@pytest.mark.slow
 def test_digests_are_the_same_in_every_process(tmp_path):
     found = set()
     for seed in ("0", "1"):
@@ -975,6 +978,7 @@ def test_d37_only_commands_tell_malloc_to_keep_buffers():
     assert users <= {"cli", "commands", "evaluation"}
 
 
+@pytest.mark.slow
 def test_d37_the_library_does_not_touch_malloc():
     """D37: mallopt is called by nothing but keep_buffers, and keep_buffers by nothing here."""
     code = """

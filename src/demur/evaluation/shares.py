@@ -50,7 +50,7 @@ def share(
         paper_sd=paper[1],
     )
     if not all(n for _, n in counts):
-        return replace(figure, note="no images")
+        return replace(figure, n=0, note="no images")
     over = spread([100 * successes / n for successes, n in counts])
     total, n = sum(successes for successes, _ in counts), sum(n for _, n in counts)
     low, high = (100 * bound for bound in wilson_interval(total, n))
