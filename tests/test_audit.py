@@ -427,6 +427,34 @@ def test_bad_input_is_one_line(file, words, said, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "digitz"], "digitz"),
+        (["--data", "digits", "--split", "nowhere"], "unknown split 'nowhere'"),
+        (["--data", "empty"], "is empty"),
+        (["--data", "digits", "--label-map", "map.csv"], "map.csv"),
+        (["--data", "digits", "--num-samples", "0"], "num_samples must be at least 1"),
+        (["--data", "digits", "--batch-size", "0"], "batch_size must be at least 1"),
+        (["--data", "digits", "--expect-accuracy", "76"], "an expected accuracy is a share"),
+        (["--data", "digits", "--reject-score", "mean"], "unknown score 'mean'"),
+        (["--data", "digits", "--reject-score", "margin", "--reject-threshold", "nan"], "nan"),
+    ],
+)
+def test_a_wrong_request_is_said_before_the_model_is_loaded(words, said, tmp_path, monkeypatch):
+    """Loading a model may download hundreds of megabytes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "net.py").write_text("def make():\n    open('loaded', 'w')\n    raise ValueError")
+    done = run("audit", "py:net.py:make", *words)
+    assert isinstance(done.exception, DemurError)
+    assert said in str(done.exception)
+    assert not (tmp_path / "loaded").exists()
+    # Negative control: a right request loads the model.
+    run("audit", "py:net.py:make", "--data", "digits")
+    assert (tmp_path / "loaded").exists()
+
+
 KILLED = """
 import sys
 import demur
