@@ -439,6 +439,7 @@ def test_bad_input_is_one_line(file, words, said, tmp_path):
         (["--data", "digits", "--expect-accuracy", "76"], "an expected accuracy is a share"),
         (["--data", "digits", "--reject-score", "mean"], "unknown score 'mean'"),
         (["--data", "digits", "--reject-score", "margin", "--reject-threshold", "nan"], "nan"),
+        (["--data", "digits", "--reject-score", "margin", "--false-rejection-rate", "1"], "[0, 1)"),
     ],
 )
 def test_a_wrong_request_is_said_before_the_model_is_loaded(words, said, tmp_path, monkeypatch):

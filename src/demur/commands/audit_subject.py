@@ -14,6 +14,7 @@ from demur.commands.audit_models import code_of, target_of
 from demur.data import FoundImages, ImageSource, split_by_hash
 from demur.data.images import to_float
 from demur.defenses import ConfidenceThreshold
+from demur.defenses.confidence_threshold import check_rate
 from demur.errors import DemurError
 from demur.evaluation.audit_plan import Target
 from demur.evaluation.handshake import Handshake, handshake
@@ -45,6 +46,8 @@ class Rejection:
             raise DemurError("a threshold of rejection needs --reject-score.")
         if self.threshold is not None and self.false_rejection_rate is not None:
             raise DemurError("give a reject threshold or a false rejection rate, not both.")
+        if self.false_rejection_rate is not None:
+            check_rate(self.false_rejection_rate)
         if self.score is not None:  # an unknown score or a wrong threshold is an error
             kind: Any = self.score
             ConfidenceThreshold(nn.Flatten(), 2, score=kind, threshold=self.threshold)
