@@ -18,12 +18,13 @@ from demur import Classifier, DemurError, data
 from demur.classifier import Preprocess
 from demur.cli.running import app
 from demur.commands import audit_models
-from demur.commands.replay import replay, show
+from demur.commands.replay import broken_images, replay, show
 from demur.evaluation import audit_plan
 from demur.evaluation.audit_checks import self_tests, verdict
 from demur.evaluation.audit_costs import TRIMMED, Rates, seconds_of, trimmed
 from demur.evaluation.audit_plan import PROFILES, Step, plan
 from demur.evaluation.audit_results import CheckRow, read, threat_row, within
+from demur.evaluation.counterexamples import load as load_kept
 from demur.evaluation.records import SCHEMA
 from demur.networks import background_class_network
 from demur.threat import ThreatModel
@@ -339,11 +340,25 @@ def test_counterexamples_replay_on_the_same_model_and_show_themselves(found, net
         show(found.folder, "zz")
 
 
+def test_show_without_an_image_lists_the_broken_ones(found, monkeypatch):
+    rows = broken_images(found.folder)
+    kept = load_kept(found.folder).records
+    assert sorted(rows["image"]) == sorted(set(kept["image"]))
+    done = run("show", found.folder)
+    assert done.exit_code == 0
+    listed = [line for line in done.output.splitlines() if rows["image"][0][:12] in line]
+    assert len(listed) == 2  # in the table, and in the command below it
+    assert run(*listed[-1].split("demur ")[1].split()).exit_code == 0
+    monkeypatch.setattr("demur.cli.counterexamples.LISTED", 2)
+    done = run("show", found.folder)
+    assert f"the first 2 of {len(rows)}" in done.output
+    assert rows["image"][2][:12] not in done.output
+    assert "name it with --image" in str(run("show", found.folder, "--out", "a.png").exception)
+
+
 def test_stored_counterexamples_keep_to_their_eps(found):
     """R1, R3."""
-    from demur.evaluation.counterexamples import load
-
-    kept = load(found.folder)
+    kept = load_kept(found.folder)
     linf = kept.records.with_row_index("place").filter(pl.col("threat") == "linf:0.1")
     places = linf["place"].to_list()
     moved = (kept.attacked[places].int() - kept.original[places].int()).abs().amax()
