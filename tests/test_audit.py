@@ -259,7 +259,7 @@ def test_a_slower_model_costs_more_and_a_broken_image_less():
 
 def test_what_does_not_fit_into_the_time_is_said(network, images):
     found = demur.audit(network, images, ["linf:0.1"], max_minutes=1e-6, device="cpu")
-    assert any("for lack of time" in note for note in found.results.notes)
+    assert any("for lack of time" in finding for finding in found.results.findings)
     assert all(not row.complete for row in found.results.threats if row.threat != "clean")
     assert found.verdict == "doubtful"
 
@@ -305,6 +305,8 @@ def test_a_model_without_gradients_is_doubtful_at_best(network, images):
     found = demur.audit(box, images.subset(range(8)), ["linf:0.3"], device="cpu")
     assert found.verdict == "doubtful"
     assert found.threat("linf:0.3").n == 8
+    assert any("no gradient" in finding for finding in found.results.findings)
+    assert not any("gradient" in note for note in found.results.notes)
 
 
 def test_the_verdict_follows_the_flags():

@@ -247,7 +247,7 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...]:
 
 
 def _show(results: "AuditResults") -> None:
-    """Print the outcomes, the checks that need attention, and the findings."""
+    """Print the outcomes, the checks that need attention, the findings, and the notes."""
     from demur.report.audit import sentences
 
     table = Table(title=f"Audit of {results.model['name']}", title_justify="left")
@@ -264,8 +264,10 @@ def _show(results: "AuditResults") -> None:
     for check in results.checks:
         if check.state == "flagged":
             say(f"• Self-test {check.name}: {check.text}")
-    for sentence in [*sentences(results), *results.notes]:
+    for sentence in [*sentences(results), *results.findings]:
         say(f"• {sentence}")
+    for note in results.notes:
+        say(f"Note: {note}")
     say(f"Verdict: {results.verdict}")
 
 
