@@ -62,13 +62,13 @@ def _hangs(signal_number: int, frame: FrameType | None) -> None:
     raise HangError
 
 
-def work(part: str, seed: int, first: int, results: Connection) -> None:
-    """Try cases until the process is ended, and send number, outcome and memory of each."""
+def work(part: str, seed: int, first: int, cases: int | None, results: Connection) -> None:
+    """Try so many cases, or all until the process is ended; send number, outcome and memory."""
     os.environ["DEMUR_LIMITS"] = LIMITS
     case = PARTS[part]()
     signal.signal(signal.SIGALRM, _hangs)
     number = first
-    while True:
+    while cases is None or number < first + cases:
         results.send(("begun", number, 0.0))
         before = _reset_peak()
         signal.alarm(_seconds(part))
@@ -107,7 +107,8 @@ def run(part: str, seed: int, minutes: float, first: int = 0, cases: int | None 
     number = first
     while time.monotonic() < end and (cases is None or tally.cases < cases):
         receiver, sender = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=work, args=(part, seed, number, sender), daemon=True)
+        left = None if cases is None else cases - tally.cases
+        process = spawn.Process(target=work, args=(part, seed, number, left, sender), daemon=True)
         process.start()
         sender.close()
         number = _listen(receiver, tally, part, seed, number, end, cases)

@@ -18,12 +18,13 @@ from demur import Classifier, DemurError, data
 from demur.classifier import Preprocess
 from demur.cli.running import app
 from demur.commands import audit_models
-from demur.commands.replay import replay, show
+from demur.commands.replay import broken_images, replay, show
 from demur.evaluation import audit_plan
 from demur.evaluation.audit_checks import self_tests, verdict
 from demur.evaluation.audit_costs import TRIMMED, Rates, seconds_of, trimmed
 from demur.evaluation.audit_plan import PROFILES, Step, plan
 from demur.evaluation.audit_results import CheckRow, read, threat_row, within
+from demur.evaluation.counterexamples import load as load_kept
 from demur.evaluation.records import SCHEMA
 from demur.networks import background_class_network
 from demur.threat import ThreatModel
@@ -259,7 +260,7 @@ def test_a_slower_model_costs_more_and_a_broken_image_less():
 
 def test_what_does_not_fit_into_the_time_is_said(network, images):
     found = demur.audit(network, images, ["linf:0.1"], max_minutes=1e-6, device="cpu")
-    assert any("for lack of time" in note for note in found.results.notes)
+    assert any("for lack of time" in finding for finding in found.results.findings)
     assert all(not row.complete for row in found.results.threats if row.threat != "clean")
     assert found.verdict == "doubtful"
 
@@ -306,6 +307,8 @@ def test_a_model_without_gradients_is_doubtful_at_best(network, images):
     found = demur.audit(box, images.subset(range(8)), ["linf:0.3"], device="cpu")
     assert found.verdict == "doubtful"
     assert found.threat("linf:0.3").n == 8
+    assert any("no gradient" in finding for finding in found.results.findings)
+    assert not any("gradient" in note for note in found.results.notes)
 
 
 def test_the_verdict_follows_the_flags():
@@ -341,11 +344,25 @@ def test_counterexamples_replay_on_the_same_model_and_show_themselves(found, net
         show(found.folder, "zz")
 
 
+def test_show_without_an_image_lists_the_broken_ones(found, monkeypatch):
+    rows = broken_images(found.folder)
+    kept = load_kept(found.folder).records
+    assert sorted(rows["image"]) == sorted(set(kept["image"]))
+    done = run("show", found.folder)
+    assert done.exit_code == 0
+    listed = [line for line in done.output.splitlines() if rows["image"][0][:12] in line]
+    assert len(listed) == 2  # in the table, and in the command below it
+    assert run(*listed[-1].split("demur ")[1].split()).exit_code == 0
+    monkeypatch.setattr("demur.cli.counterexamples.LISTED", 2)
+    done = run("show", found.folder)
+    assert f"the first 2 of {len(rows)}" in done.output
+    assert rows["image"][2][:12] not in done.output
+    assert "name it with --image" in str(run("show", found.folder, "--out", "a.png").exception)
+
+
 def test_stored_counterexamples_keep_to_their_eps(found):
     """R1, R3."""
-    from demur.evaluation.counterexamples import load
-
-    kept = load(found.folder)
+    kept = load_kept(found.folder)
     linf = kept.records.with_row_index("place").filter(pl.col("threat") == "linf:0.1")
     places = linf["place"].to_list()
     moved = (kept.attacked[places].int() - kept.original[places].int()).abs().amax()
@@ -428,6 +445,35 @@ def test_bad_input_is_one_line(file, words, said, tmp_path):
     assert said in str(done.exception)
     assert "\n" not in str(done.exception)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "digitz"], "digitz"),
+        (["--data", "digits", "--split", "nowhere"], "unknown split 'nowhere'"),
+        (["--data", "empty"], "is empty"),
+        (["--data", "digits", "--label-map", "map.csv"], "map.csv"),
+        (["--data", "digits", "--num-samples", "0"], "num_samples must be at least 1"),
+        (["--data", "digits", "--batch-size", "0"], "batch_size must be at least 1"),
+        (["--data", "digits", "--expect-accuracy", "76"], "an expected accuracy is a share"),
+        (["--data", "digits", "--reject-score", "mean"], "unknown score 'mean'"),
+        (["--data", "digits", "--reject-score", "margin", "--reject-threshold", "nan"], "nan"),
+        (["--data", "digits", "--reject-score", "margin", "--false-rejection-rate", "1"], "[0, 1)"),
+    ],
+)
+def test_a_wrong_request_is_said_before_the_model_is_loaded(words, said, tmp_path, monkeypatch):
+    """Loading a model may download hundreds of megabytes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "net.py").write_text("def make():\n    open('loaded', 'w')\n    raise ValueError")
+    done = run("audit", "py:net.py:make", *words)
+    assert isinstance(done.exception, DemurError)
+    assert said in str(done.exception)
+    assert not (tmp_path / "loaded").exists()
+    # Negative control: a right request loads the model.
+    run("audit", "py:net.py:make", "--data", "digits")
+    assert (tmp_path / "loaded").exists()
 
 
 KILLED = """

@@ -39,7 +39,8 @@ RESULTS = AuditResults(
         CheckRow("twin", None, None, "not_run", "later"),
     ],
     handshake=[{"name": "pixels", "state": "ok", "text": "in [0, 1]"}],
-    notes=["The weights are float16."],
+    notes=["The images are 28x28 grey."],
+    findings=["The model is randomised."],
     cost={"seconds": 61.5, "estimate": 60.0, "elapsed": 62.0, "steps": []},
     code="ef" * 16,
     command="demur audit py:net.py:make --data pets/",
@@ -95,11 +96,19 @@ def test_the_page_shows_every_row_state_and_hash(folder):
     text = (folder / "report.html").read_text()
     for said in (
         *("linf:8/255", "l2:1", "not all attacks ran", "the attacker wants a rejection"),
-        *("PGD(steps=10)", "flagged", "not run", "The weights are float16", "ab" * 16, "cd" * 16),
+        *("PGD(steps=10)", "flagged", "not run", "The images are 28x28 grey", "ab" * 16, "cd" * 16),
         *("older", "McNemar", "AML.T0015", "it is no proof", "still wrong and accepted after"),
     ):
         assert said in text
     assert "NISTAML.022" in text
+
+
+def test_findings_stand_above_the_figures_and_notes_below(folder):
+    text = (folder / "report.html").read_text()
+    finding, note = (text.index(one) for one in (RESULTS.findings[0], RESULTS.notes[0]))
+    assert finding < text.index('id="outcomes"') < note
+    assert RESULTS.findings[0] in summary(RESULTS)
+    assert RESULTS.notes[0] not in summary(RESULTS)
 
 
 def test_the_page_loads_nothing(folder):
@@ -116,6 +125,7 @@ def test_a_strangers_text_is_escaped_everywhere():
         checks=[CheckRow(EVIL, 1.0, 0.0, "flagged", EVIL)],
         handshake=[{"name": EVIL, "state": EVIL, "text": EVIL}],
         notes=[EVIL],
+        findings=[EVIL],
         command=EVIL,
         versions={EVIL: EVIL},
         threats=[row("linf:8/255", by={EVIL: 3})],

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, create_model
 
 from demur import data
 from demur.evaluation.profiles import load_profile
@@ -21,6 +21,17 @@ from demur.studies import (
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+
+
+def script(path):
+    """Import a script that lies outside of the package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATE = script(ROOT / "docs" / "generate.py")
 
 
 def blocks(text, language):
@@ -38,12 +49,48 @@ def test_the_readmes_example_runs_by_itself(tmp_path, monkeypatch):
 
 
 def test_pages_of_studies_say_where_their_figures_are_of_another_state_of_the_code():
-    spec = importlib.util.spec_from_file_location("check", ROOT / "results" / "check.py")
-    check = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(check)
+    check = script(ROOT / "results" / "check.py")
     old = set(check.stale())
     pages = {path.parent.name.removesuffix("-desk") for path in ROOT.glob("results/*/results.json")}
     assert {page for page in pages if check.marked(page)} == old
+
+
+@pytest.mark.parametrize("page", GENERATE.PAGES)
+def test_figures_of_studies_and_keys_of_profiles_are_those_of_the_files_and_the_code(page):
+    """python docs/generate.py writes them."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert GENERATE.generated(page, text) == text
+    if page != "profiles":
+        # No table of measured figures stands outside of the markers.
+        outside = GENERATE.PART.sub("", text).split("## What came out", 1)[1].split("\n## ", 1)[0]
+        assert "| ---" not in outside and "|---" not in outside
+
+
+def test_a_figure_that_was_changed_by_hand_is_found():
+    """Negative control."""
+    text = (ROOT / "docs" / "smoothing.md").read_text(encoding="utf-8")
+    wrong = text.replace("| 98.76 |", "| 99.76 |", 1)
+    assert wrong != text
+    assert GENERATE.generated("smoothing", wrong) == text
+
+
+def test_the_description_of_a_field_gives_the_words_of_a_key():
+    fields = {
+        "epochs": Field(description="passes over the images | number"),
+        "eps": Field(0.1, description="the largest change | in [0, 1]"),
+        "images": Field(None, description="test images | number | all of them"),
+        "old": Field(3),
+    }
+    kinds = {"epochs": int, "eps": float, "images": int | None, "old": int}
+    model = create_model("Part", **{name: (kinds[name], one) for name, one in fields.items()})
+    page = "| key | meaning | unit | default |\n|---|---|---|---|\n| `old` | of the page | m | 2 |"
+    ((_, known),) = GENERATE.tables_of(model)
+    assert GENERATE.rows_of(known, page) == [
+        "| `epochs` | passes over the images | number | |",
+        "| `eps` | the largest change | in [0, 1] | 0.1 |",
+        "| `images` | test images | number | all of them |",
+        "| `old` | of the page | m | 3 |",
+    ]
 
 
 def test_the_readme_is_short():

@@ -332,6 +332,7 @@ def test_faults_of_a_rules_file_are_named_with_their_remedy(text, said):
     line = str(error.value)
     assert said in line
     assert len(line) < 1100 and line.isprintable()
+    assert re.search(r"[^.]\.$", line)  # one full stop ends it
 
 
 def test_all_faults_are_named_at_once():

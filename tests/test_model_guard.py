@@ -14,7 +14,7 @@ from torch import nn
 import demur
 from demur import Classifier, DemurError, DemurWarning, ThreatModel, attacks, black_box, outcomes
 from demur.attacks import DDN, FMN, PGD, CarliniWagnerL2, SigmaZero, Square, Strongest
-from demur.classifier import evaluating
+from demur.classifier import evaluating, modes_kept
 from demur.errors import ModuleError
 from demur.evaluation.store import Store, computed
 from demur.training import fit
@@ -63,8 +63,13 @@ def by_numpy(images):
     return images
 
 
-@pytest.mark.parametrize("change", [lambda images: images.mul_(0.5), by_numpy])
+def by_clamp(images):
+    return images.clamp_(0, 1)  # no pixel of the probe differs afterwards
+
+
+@pytest.mark.parametrize("change", [lambda images: images.mul_(0.5), by_numpy, by_clamp])
 def test_d10_attacks_on_a_module_that_works_in_place_are_valid(change):
+    """R3."""
     classifier = Classifier(Before(change), 3)
     images = images_of(6)
     before = images.clone()
@@ -194,6 +199,20 @@ def test_d9_a_module_whose_train_fails_is_refused_and_the_others_keep_their_mode
     with pytest.raises(ModuleError, match="no evaluation mode"):
         classifier.predict(images_of(1))
     assert all(part.training for part in classifier.modules())
+
+
+def test_modes_are_kept_while_another_thread_evaluates():
+    """R3. The two blocks overlap, as they do in two threads, in both orders."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    for outer, inner in ((modes_kept, evaluating), (evaluating, modes_kept)):
+        network.train()
+        first, second = outer(network), inner(network)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert network.training == (outer is evaluating)
+        second.__exit__(None, None, None)
+        assert all(part.training for part in network.modules())
 
 
 def test_d8_threads_attack_one_classifier_one_after_the_other():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
@@ -34,8 +35,6 @@ n_queries = 5
 """
 CALL = "from demur.cli import main; main()"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-LONGEST = 20.0
-"""Seconds until a run is killed, at most. An undisturbed run takes about as long."""
 LIMIT = 300
 """Seconds of a run that is not killed."""
 
@@ -47,28 +46,33 @@ def part() -> Case:
 
 
 @cache
-def undisturbed() -> str:
-    """Give the figures of a run that is not killed."""
+def undisturbed() -> tuple[str, float]:
+    """Give the figures of a run that is not killed, and the seconds that it takes."""
     with tempfile.TemporaryDirectory() as folder:
-        return _finished(Path(folder))
+        began = time.monotonic()
+        figures = _finished(Path(folder))
+        return figures, time.monotonic() - began
 
 
 def try_kill(rng: np.random.Generator) -> Outcome:
-    """Kill a run by a random signal after a random time, resume it, and compare its figures."""
+    """Kill a run by a random signal after a random time, resume it, and compare its figures.
+
+    A run that ends before the signal is no case: it is drawn again with a shorter time.
+    """
+    figures, longest = undisturbed()
     chosen = SIGNALS[rng.integers(len(SIGNALS))]
-    delay = float(rng.uniform(0, LONGEST))
+    delay = float(rng.uniform(0, longest))
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        process = _start(place)
-        try:
-            process.communicate(timeout=delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(chosen)
-        said = process.communicate(timeout=LIMIT)[1]
+        place = Path(folder) / "0"
+        attempt = 0
+        while (said := _killed(place, chosen, delay)) is None:
+            attempt += 1
+            place = Path(folder) / str(attempt)
+            delay = float(rng.uniform(0, delay))
         about = f"{chosen.name} after {delay:.2f} s"
         if "Traceback" in said and delay > 0.3:  # before that, Python has not begun demur
             raise FindingError(f"{about}: {said[-1500:]}")
-        if _finished(place) != undisturbed():
+        if _finished(place) != figures:
             raise FindingError(f"{about}: the figures of the resumed run differ")
         left = [path for path in place.rglob(".unfinished-*") if path.parent == place / "run"]
         if len(left) > 1:
@@ -76,7 +80,22 @@ def try_kill(rng: np.random.Generator) -> Outcome:
     return "valid"
 
 
+def _killed(folder: Path, chosen: signal.Signals, delay: float) -> str | None:
+    """Start a run, end it by a signal, and give what it said; None where it ended by itself."""
+    process = _start(folder)
+    try:
+        said = process.communicate(timeout=delay)[1]
+    except subprocess.TimeoutExpired:
+        process.send_signal(chosen)
+        said = process.communicate(timeout=LIMIT)[1]
+        return said if process.returncode != 0 else None
+    if process.returncode != 0:
+        raise FindingError(f"a run that is not killed ended with {process.returncode}: {said}")
+    return None
+
+
 def _start(folder: Path) -> "subprocess.Popen[str]":
+    folder.mkdir(exist_ok=True)
     (folder / "tiny.toml").write_text(PROFILE)
     return subprocess.Popen(
         [

@@ -1,9 +1,18 @@
-"""Progress of long jobs. The library reports it; only the command line draws it."""
+"""Progress of long jobs. The library reports it; only the command line draws it.
 
+In Python it goes to the logger `demur` at level INFO.
+"""
+
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+LOGGER: Final = logging.getLogger("demur")
+SECONDS: Final = 5.0
+"""Between two lines of the log about jobs under way."""
 
 
 class Reporter(Protocol):
@@ -50,6 +59,69 @@ class Silent:
         """Discard the text."""
 
 
+@dataclass
+class _Logged:
+    """A job of the log."""
+
+    name: str
+    total: float
+    began: float
+    done: float = 0.0
+    note: str = ""
+
+    def __str__(self) -> str:
+        percent = 100 * self.done / self.total if self.total else 100
+        said = f"{self.name}: {percent:.0f} % after {time.monotonic() - self.began:.1f} s"
+        return f"{said}, {self.note}" if self.note else said
+
+
+class Logging:
+    """Reporter that writes to the logger `demur` at level INFO. It is active at first.
+
+    A line says what the jobs under way have done, every five seconds at most, and another one is
+    written when the outermost job ends. `logging.basicConfig(level=logging.INFO)` shows the lines.
+
+    Examples
+    --------
+    >>> reporter = Logging()
+    >>> with reporting(reporter), job("training", 10) as progress:
+    ...     progress.advance(5)
+    """
+
+    def __init__(self) -> None:
+        self._jobs: dict[int, _Logged] = {}
+        self._count = 0
+        self._last = 0.0
+
+    def start(self, job: str, total: float) -> int:
+        """Begin a job, and return its number."""
+        now = time.monotonic()
+        if not self._jobs:
+            self._last = now
+        self._count += 1
+        self._jobs[self._count] = _Logged(job, total, now)
+        return self._count
+
+    def advance(self, job: int, amount: float, note: str) -> None:
+        """Add to what is done; write a line if the last one is old."""
+        logged = self._jobs[job]
+        logged.done += amount
+        logged.note = note or logged.note
+        if time.monotonic() - self._last >= SECONDS:
+            self._last = time.monotonic()
+            LOGGER.info("%s", "; ".join(map(str, self._jobs.values())))
+
+    def finish(self, job: int) -> None:
+        """End a job; write a line if it is the outermost one."""
+        logged = self._jobs.pop(job)
+        if not self._jobs:
+            LOGGER.info("%s", logged)
+
+    def message(self, text: str) -> None:
+        """Write the text."""
+        LOGGER.info("%s", text)
+
+
 @dataclass(frozen=True)
 class Job:
     """A job that is under way.
@@ -75,7 +147,7 @@ class Job:
         self.reporter.advance(self.number, amount, note)
 
 
-_current: Reporter = Silent()
+_current: Reporter = Logging()
 
 
 @contextmanager

@@ -132,11 +132,7 @@ class Classifier(nn.Module):
     def _table(self, answer: object, count: int) -> Tensor:
         """Check the module's answer, and learn from the first one whether it rejects."""
         rejects = self._columns.value
-        columns = [self.num_classes, self.num_classes + 1]
-        if rejects is not None:
-            columns = [columns[rejects]]
-        needs = f"a classifier of {self.num_classes} classes with rejects={rejects}"
-        scores = table_of(answer, count, columns, needs)
+        scores = table_of(answer, count, self.num_classes, rejects)
         if rejects is None:
             self._columns.value = scores.shape[1] > self.num_classes
         return scores

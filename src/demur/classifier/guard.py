@@ -53,8 +53,12 @@ def answer_of(module: nn.Module, images: Tensor, probes: Probes) -> object:
         return _asked(module, images.clone())
     if kind not in probes:
         copy = images.clone()
+        untouched = changes_of(copy)
         answer = _asked(module, copy)
-        probes[kind] = not torch.equal(copy.detach(), images.detach())
+        # A change may leave these pixels the same, as clamp_ does, and the counter does not see
+        # what numpy changes.
+        equal = torch.equal(copy.detach(), images.detach())
+        probes[kind] = not equal or changes_of(copy) != untouched
         return answer
     answer = _asked(module, images)
     if changes_of(images) != before:
@@ -66,7 +70,7 @@ def answer_of(module: nn.Module, images: Tensor, probes: Probes) -> object:
     return answer
 
 
-def table_of(answer: object, count: int, columns: list[int], needs: str) -> Tensor:
+def table_of(answer: object, count: int, num_classes: int, rejects: bool | None) -> Tensor:
     """Check what a module returned.
 
     Parameters
@@ -74,14 +78,13 @@ def table_of(answer: object, count: int, columns: list[int], needs: str) -> Tens
     answer : object
     count : int
         The number of images.
-    columns : list of int
-        The numbers of columns that are right.
-    needs : str
-        The classifier, for the message.
+    num_classes : int
+    rejects : bool or None
+        Whether there is a reject column. None: with and without are right.
 
     Returns
     -------
-    Tensor of shape (count, columns)
+    Tensor of shape (count, num_classes [+ 1])
         The scores, floating point.
 
     Raises
@@ -94,11 +97,14 @@ def table_of(answer: object, count: int, columns: list[int], needs: str) -> Tens
             f"the module returned {type(answer).__name__} instead of a tensor of scores: wrap "
             "it in a module that returns the scores alone."
         )
-    if answer.ndim != 2 or len(answer) != count or answer.shape[1] not in columns:
-        allowed = " or ".join(f"({count}, {number})" for number in columns)
+    right = answer.ndim == 2 and len(answer) == count
+    extra = answer.shape[1] - num_classes if right else -1
+    if extra not in (0, 1) or (rejects is not None and extra != rejects):
+        numbers = [num_classes, num_classes + 1] if rejects is None else [num_classes + rejects]
+        allowed = " or ".join(f"({count}, {number})" for number in numbers)
         raise ModuleError(
-            f"the module gave scores of shape {tuple(answer.shape)} for {count} images; {needs} "
-            f"needs {allowed}."
+            f"the module gave scores of shape {tuple(answer.shape)} for {count} images; a "
+            f"classifier of {num_classes} classes with rejects={rejects} needs {allowed}."
         )
     if answer.is_floating_point() and answer.layout == torch.strided:
         return answer

@@ -43,7 +43,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     parts = list(module.modules())
     with _LOCK:
         for part in parts:
-            callers, mode = _ENTERED.get(id(part), (0, getattr(part, "training", False)))
+            callers, mode = _entered(part)
             _ENTERED[id(part)] = callers + 1, mode
     try:
         with _LOCK:
@@ -57,15 +57,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def modes_kept(*given: object) -> Iterator[None]:
     """After the block, every part of each module has the mode that it had before. Other objects
-    are left alone.
+    are left alone. A part that another thread evaluates gets its mode when that thread leaves.
     """
     modules = [one for one in given if isinstance(one, nn.Module)]
-    modes = [(part, getattr(part, "training", False)) for one in modules for part in one.modules()]
+    with _LOCK:
+        modes = [(part, _entered(part)[1]) for one in modules for part in one.modules()]
     try:
         yield
     finally:
         with _LOCK:
-            _set_modes(modes)
+            for part, mode in modes:
+                if id(part) in _ENTERED:
+                    _ENTERED[id(part)] = _entered(part)[0], mode
+            _set_modes([one for one in modes if id(one[0]) not in _ENTERED])
+
+
+def _entered(part: nn.Module) -> tuple[int, bool]:
+    """Give how many callers evaluate a part now, and its mode without them."""
+    return _ENTERED.get(id(part), (0, getattr(part, "training", False)))
 
 
 def _left(parts: list[nn.Module]) -> list[tuple[nn.Module, bool]]:

@@ -1,4 +1,4 @@
-"""The commands audit, replay and show."""
+"""The command audit, and the options that name a model."""
 
 import ast
 import shlex
@@ -192,63 +192,7 @@ def audit(
             data_options=read,
         )
     _show(found.results)
-    _say(f"Report: {found.folder / 'report.html'}")
-
-
-@app.command()
-def replay(
-    audit: Annotated[Path, typer.Argument(metavar="AUDIT", help="The folder of an audit.")],
-    model: Model,
-    arch: Arch = None,
-    checkpoint: Checkpoint = None,
-    model_kwargs: ModelKwargs = None,
-    num_classes: NumClasses = None,
-    reject_column: RejectColumn = None,
-    img_size: ImgSize = None,
-    mean: Mean = None,
-    std: Std = None,
-    interpolation: Interpolation = None,
-    crop_pct: CropPct = None,
-    allow_pickle: AllowPickle = False,
-    device: Device = "auto",
-) -> None:
-    """Score the broken images of an audit on another model, in seconds."""
-    from demur.commands.replay import replay as command
-
-    options = model_options(
-        arch=arch,
-        checkpoint=checkpoint,
-        model_kwargs=model_kwargs,
-        num_classes=num_classes,
-        reject_column=reject_column,
-        allow_pickle=allow_pickle,
-        preprocess=(img_size, mean, std, interpolation, crop_pct),
-    )
-    found = command(audit, model, device=device, model_options=options)
-    table = Table(title=f"Counterexamples of {audit.name} on this model", title_justify="left")
-    for column in ("threat", "n", "correct %", "rejected %", "wrong %"):
-        table.add_column(column, justify="left" if column == "threat" else "right")
-    for row in found.table.iter_rows(named=True):
-        shares = [f"{100 * row[name]:.1f}" for name in ("correct", "rejected", "wrong")]
-        table.add_row(row["threat"], str(row["n"]), *shares)
-    out_console.print(table, markup=False)
-    for note in found.notes:
-        _say(f"Note: {note}")
-
-
-@app.command()
-def show(
-    audit: Annotated[Path, typer.Argument(metavar="AUDIT", help="The folder of an audit.")],
-    image: Annotated[
-        str, typer.Option("--image", metavar="ID", help="The hash or the number of an image.")
-    ],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="A .png file.")] = None,
-) -> None:
-    """Show how one image was broken: what changed, and by which attack."""
-    from demur.commands.replay import show as command
-
-    for line in command(audit, image, out):
-        _say(line)
+    say(f"Report: {found.folder / 'report.html'}")
 
 
 def model_options(
@@ -303,7 +247,7 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...]:
 
 
 def _show(results: "AuditResults") -> None:
-    """Print the outcomes, the checks that need attention, and the findings."""
+    """Print the outcomes, the checks that need attention, the findings, and the notes."""
     from demur.report.audit import sentences
 
     table = Table(title=f"Audit of {results.model['name']}", title_justify="left")
@@ -316,13 +260,15 @@ def _show(results: "AuditResults") -> None:
         table.add_row(f"{row.threat}{goal}{missing}", *shares, str(row.n))
     out_console.print(table, markup=False)
     if not all(row.complete for row in results.threats):
-        _say("* not all attacks ran.")
+        say("* not all attacks ran.")
     for check in results.checks:
         if check.state == "flagged":
-            _say(f"• Self-test {check.name}: {check.text}")
-    for sentence in [*sentences(results), *results.notes]:
-        _say(f"• {sentence}")
-    _say(f"Verdict: {results.verdict}")
+            say(f"• Self-test {check.name}: {check.text}")
+    for sentence in [*sentences(results), *results.findings]:
+        say(f"• {sentence}")
+    for note in results.notes:
+        say(f"Note: {note}")
+    say(f"Verdict: {results.verdict}")
 
 
 def _share(row: "ThreatRow", outcome: str) -> str:
@@ -330,5 +276,6 @@ def _share(row: "ThreatRow", outcome: str) -> str:
     return f"{100 * getattr(row, outcome):.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line, letter by letter."""
     out_console.print(text, markup=False, highlight=False, soft_wrap=True)

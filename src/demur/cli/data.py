@@ -1,7 +1,7 @@
 """The commands data list, data verify and data download."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,12 @@ from demur.cli.app import data_app, out_console
 from demur.cli.bars import progress
 from demur.cli.options import DataRoot
 from demur.errors import DemurError
+
+if TYPE_CHECKING:
+    from demur.data import SourceStatus
+
+GAP = 2
+"""Spaces between the columns of the list."""
 
 
 @data_app.command("list")
@@ -24,25 +30,20 @@ def list_data(data_root: DataRoot = None) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    for status in data.list_datasets(data_root):
-        absent = (
-            f"missing; {status.megabytes:,} MB to download"
-            if status.megabytes
-            else "missing; no download"
-        )
-        there = (
-            absent
-            if status.where is None
-            else "embedded"
-            if status.where == "embedded"
-            else "present"
-        )
+    statuses = data.list_datasets(data_root)
+    first = GAP + max(len(status.name) for status in statuses)
+    second = GAP + max(len(_presence(status)) for status in statuses)
+    for status in statuses:
         part = f", a subset of {data.counted(status.subset_of)}" if status.subset_of else ""
-        images = data.counted(status.images)
-        line = f"{status.name:18}{there:26}{images} images of {status.classes} classes{part}"
+        images = f"{data.counted(status.images)} images of {status.classes} classes{part}"
+        line = f"{status.name:{first}}{_presence(status):{second}}{images}"
         out_console.print(line, highlight=False, soft_wrap=True)
         out_console.print(
-            f"{'':18}{status.about}", style="dim", markup=False, highlight=False, soft_wrap=True
+            f"{'':{first}}{status.about}",
+            style="dim",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
     known = {
         name: "present" if weights.find(name, data_root) else "missing" for name in weights.URLS
@@ -60,6 +61,14 @@ def list_data(data_root: DataRoot = None) -> None:
     )
 
 
+def _presence(status: "SourceStatus") -> str:
+    if status.where is not None:
+        return "embedded" if status.where == "embedded" else "present"
+    if status.megabytes:
+        return f"missing; {status.megabytes:,} MB to download"
+    return "missing; no download"
+
+
 @data_app.command("verify")
 def verify_data(
     names: Annotated[
@@ -75,10 +84,11 @@ def verify_data(
 
     _existing(data_root)
     results = data.verify(data_root, names or None)
+    width = GAP + max(len(result.name) for result in results)
     for result in results:
         style = {"ok": "green", "bad": "red"}.get(result.state, "dim")
         out_console.print(
-            f"{result.state:8}{result.name:17} {result.reason}",
+            f"{result.state:8}{result.name:{width}}{result.reason}",
             style=style,
             markup=False,
             highlight=False,

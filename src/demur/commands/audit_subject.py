@@ -6,27 +6,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 
-from demur.classifier import Classifier, Preprocess, check_images
+from demur.classifier import Classifier, Preprocess, check_counts
+from demur.commands import audit_images
 from demur.commands.audit_models import code_of, target_of
-from demur.data import ImageSet, ImageSource, read_images, split_by_hash
+from demur.data import FoundImages, ImageSource, split_by_hash
 from demur.data.images import to_float
 from demur.defenses import ConfidenceThreshold
+from demur.defenses.confidence_threshold import check_rate
 from demur.errors import DemurError
 from demur.evaluation.audit_plan import Target
 from demur.evaluation.handshake import Handshake, handshake
+from demur.evaluation.handshake.accuracy import expected_accuracy
 from demur.evaluation.handshake.logarithms import are_probabilities, with_logarithms
 from demur.files import digest
 from demur.loading import LoadedModel, PreprocessOverrides, fingerprint_of, read_model, wrap
 from demur.loading.wrapping import SizeUnknownError
-from demur.networks import imagenet
 from demur.progress import job
 
-SAMPLE: Final = 256
-"""Images of the handshake; fewer where they are large."""
-PIXELS: Final = 1 << 22
 HELD_OUT: Final = 1 / 3
 SOME: Final = 16
 CALIBRATED_AT_ONCE: Final = 64
@@ -48,6 +46,11 @@ class Rejection:
             raise DemurError("a threshold of rejection needs --reject-score.")
         if self.threshold is not None and self.false_rejection_rate is not None:
             raise DemurError("give a reject threshold or a false rejection rate, not both.")
+        if self.false_rejection_rate is not None:
+            check_rate(self.false_rejection_rate)
+        if self.score is not None:  # an unknown score or a wrong threshold is an error
+            kind: Any = self.score
+            ConfidenceThreshold(nn.Flatten(), 2, score=kind, threshold=self.threshold)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,15 +113,26 @@ def prepare(
 ) -> Subject:
     """Read the model and the images, call `ready`, and run the handshake; see `demur.audit`."""
 
+    # What is wrong with the request is said before weights are downloaded.
+    check_counts(
+        num_samples=1 if num_samples is None else num_samples,
+        batch_size=1 if batch_size is None else batch_size,
+    )
+    if expect_accuracy is not None:
+        expected_accuracy(expect_accuracy)
+    content = audit_images.find(data, data_options)
+
     def shape() -> tuple[int, ...]:
         """Give the shape of the data's own images."""
-        where = {name: data_options[name] for name in ("split", "root") if name in data_options}
-        raw = read_images(data, **where) if isinstance(data, str | Path) else data
-        return tuple(raw[0].shape[1:]) if isinstance(raw, tuple) else raw.image_shape
+        if isinstance(content, tuple):
+            return tuple(content[0].shape[1:])
+        if isinstance(content, FoundImages):
+            return replace(content, label_map={}).read().image_shape
+        return content.image_shape
 
     loaded = load(model, {**shape_of(model, data), **model_options}, shape)
     classifier = loaded.classifier
-    images = _images(data, classifier, data_options)
+    images = audit_images.images_for(content, classifier)
     notes = [*loaded.notes, *images.notes]
     fingerprint = loaded.fingerprint
     if reject.score is not None:
@@ -130,7 +144,7 @@ def prepare(
     if num_samples is not None:
         images = images.sample(num_samples, seed)
     ready(images)
-    sample = _sample(images, seed)
+    sample = audit_images.sample_of(images, seed)
     shown = to_float(sample.read(slice(0, len(sample))))
     with job("handshake", 1) as progress:
         shake = handshake(
@@ -167,7 +181,7 @@ def prepare(
         handshake=shake,
         name=name,
         source=loaded.source,
-        data_source=_said(data),
+        data_source=audit_images.described(data),
         fingerprint=fingerprint,
         base_fingerprint="" if base is None else base.fingerprint,
         notes=tuple(notes),
@@ -215,42 +229,6 @@ def shape_of(model: object, data: object) -> dict[str, Any]:
     if len(shape) != 3 or shape[0] not in (1, 3):
         return {}
     return {"preprocess": Preprocess(size=(shape[1], shape[2]), channels=shape[0])}
-
-
-def _images(
-    data: str | Path | ImageSource | tuple[Tensor, Tensor],
-    classifier: Classifier,
-    options: Mapping[str, Any],
-) -> ImageSource:
-    """Read the images as the classifier takes them."""
-    if isinstance(data, str | Path):
-        return read_images(
-            data,
-            preprocess=classifier.preprocess,
-            classes=_names_of(classifier),
-            **options,
-        )
-    if options:
-        raise DemurError(f"{next(iter(options))} applies to data that is read from a path or name.")
-    if not isinstance(data, tuple):
-        return data
-    images, labels = data
-    names = classifier.class_names or tuple(map(str, range(classifier.num_classes)))
-    if images.dtype != torch.uint8:
-        check_images(images)
-        images = (255 * images.detach().cpu()).round().to(torch.uint8)
-    return ImageSet(images.cpu(), labels.cpu().to(torch.int64), names, "images")
-
-
-def _names_of(classifier: Classifier) -> list[tuple[str, ...]] | None:
-    """Give the names of the classes; those of ImageNet have their WordNet ids beside."""
-    if classifier.class_names is None:
-        return None
-    names: list[tuple[str, ...]] = [(name,) for name in classifier.class_names]
-    if classifier.class_names == imagenet.CLASSES:
-        ids = imagenet.wordnet_ids()
-        return [(*name, one) for name, one in zip(names, ids, strict=True)]
-    return names
 
 
 def _without_probabilities(
@@ -319,12 +297,6 @@ def _try_out(base: LoadedModel, images: Tensor) -> None:
         ) from error
 
 
-def _sample(images: ImageSource, seed: int) -> ImageSource:
-    channels, height, width = images.image_shape
-    most = max(32, min(SAMPLE, PIXELS // (channels * height * width)))
-    return images.sample(min(most, len(images)), seed)
-
-
 def _name(model: str | Path | nn.Module) -> str:
     """Give a short name of the model, which also names the folder of the audit."""
     if isinstance(model, nn.Module):
@@ -340,9 +312,3 @@ def _name(model: str | Path | nn.Module) -> str:
 def default_folder(model: str | Path) -> Path:
     """Give the folder of an audit that none was named for."""
     return Path("runs") / f"audit-{_name(model)}"
-
-
-def _said(data: object) -> str:
-    if isinstance(data, str | Path):
-        return str(data)
-    return "images in Python" if isinstance(data, tuple) else str(getattr(data, "name", "images"))

@@ -35,6 +35,8 @@ from demur.evaluation.results import Picture, write_gallery
 from demur.files import digest
 from demur.report.audit import render_audit
 
+INFORMATION = ("batch size", "device", "evaluation mode", "input")
+"""Points of the handshake that change no figure, however they end."""
 PICTURES = 24
 """Of the gallery: the smallest changes."""
 
@@ -86,16 +88,10 @@ def _results(
     randomised = subject.handshake.randomised
     checks = self_tests(records, gradients=subject.gradients, randomised=randomised)
     doubts = _doubts(subject, missing)
-    said = [line.text for line in subject.handshake.lines if line.state == "note"]
-    notes = [*subject.notes, *said]
-    parts = dict.fromkeys(step.part for step in missing)
-    notes += [f"Not run, for lack of time: {part}." for part in parts]
-    if outputs.stale:
-        notes.append(
-            f"{len(outputs.stale)} results were computed by an earlier version of the code "
-            "(--reuse-stale)."
-        )
-    notes += _of_ensembles(done, outputs)
+    said = [line for line in subject.handshake.lines if line.state == "note"]
+    notes = [*subject.notes, *(line.text for line in said if line.name in INFORMATION)]
+    findings = [line.text for line in said if line.name not in INFORMATION]
+    findings += _of_the_run(done, missing, outputs)
     model: dict[str, Any] = {"name": subject.name, "source": subject.source}
     model["fingerprint"] = subject.fingerprint
     model["normalisation"] = normalisation(subject.classifier)
@@ -121,6 +117,7 @@ def _results(
         checks=checks,
         handshake=[asdict(line) for line in subject.handshake.lines],
         notes=notes,
+        findings=findings,
         cost=cost,
         code=digest(*sorted(str(code) for code in records["code"].unique())),
         command=about.command,
@@ -132,6 +129,18 @@ def _results(
         doubts=doubts,
         baseline=None if about.baseline is None else beside(records, done, about.baseline),
     )
+
+
+def _of_the_run(done: Sequence[Step], missing: Sequence[Step], outputs: Outputs) -> list[str]:
+    """Say what was not computed, what is old, and what the ensembles say of themselves."""
+    parts = dict.fromkeys(step.part for step in missing)
+    found = [f"Not run, for lack of time: {part}." for part in parts]
+    if outputs.stale:
+        found.append(
+            f"{len(outputs.stale)} results were computed by an earlier version of the code "
+            "(--reuse-stale)."
+        )
+    return found + _of_ensembles(done, outputs)
 
 
 def _doubts(subject: Subject, missing: Sequence[Step]) -> list[str]:

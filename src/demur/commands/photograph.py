@@ -93,8 +93,8 @@ def attack_photograph(
         For a photograph, a class or weights that are missing or do not fit, and where the network
         already answers with the target.
     """
-    wanted, module = class_number(target), imagenet_network(network, weights, data_root)
-    photo = read_photo(path)
+    wanted, photo = class_number(target), read_photo(path)
+    module = imagenet_network(network, weights, data_root)
     original = fitted(photo, module.resize, module.size).pixels
     classifier = Classifier(module, len(CLASSES)).to(device or torch.device("cpu")).eval()
     clean = to_float(original[None])

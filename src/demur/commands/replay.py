@@ -130,6 +130,31 @@ def _predictions(classifier: Classifier, kept: Counterexamples, size: int) -> to
     return torch.cat(parts)
 
 
+def broken_images(audit: str | Path) -> pl.DataFrame:
+    """List the images that `show` can show.
+
+    Parameters
+    ----------
+    audit : path
+        The folder of an audit.
+
+    Returns
+    -------
+    polars.DataFrame
+        A row for each image, in the order of the data: `image` (its hash), `index` (its number),
+        `label` and `threats` (those that broke it, a list).
+
+    Raises
+    ------
+    DemurError
+        If the folder holds no audit with counterexamples.
+    """
+    rows = load(Path(audit)).records.sort("index", maintain_order=True)
+    return rows.group_by("image", "index", "label", maintain_order=True).agg(
+        pl.col("threat").unique(maintain_order=True).alias("threats")
+    )
+
+
 def show(audit: str | Path, image: str, out: Path | None = None) -> list[str]:
     """Show the counterexamples of one image.
 

@@ -15,7 +15,7 @@ from demur.data.images import ImageSet, to_float
 from demur.data.label_map import read_label_map
 from demur.data.morphing import morph
 from demur.data.photos import Photo, fitted, read_photo, read_photos
-from demur.data.reading import read_images
+from demur.data.reading import FoundImages, find_images, read_images
 from demur.data.sources import SourceStatus, counted, data_root, download, list_datasets, load
 from demur.data.splits import split_by_hash, without
 from demur.data.synthetic import (
@@ -32,6 +32,7 @@ __all__ = [
     "CandidateRate",
     "CheckResult",
     "FitPredict",
+    "FoundImages",
     "ImageFiles",
     "ImageSet",
     "ImageSource",
@@ -44,6 +45,7 @@ __all__ = [
     "counted",
     "data_root",
     "download",
+    "find_images",
     "fitted",
     "in_memory",
     "list_datasets",

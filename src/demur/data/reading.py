@@ -1,7 +1,7 @@
 """Images for a model, by name or from a path: in files that are read on demand, or in memory."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -82,6 +82,60 @@ def read_images(
     >>> read_images("digits", preprocess=Preprocess(size=(32, 32)))
     ResizedImages('digits': 359 images of 3x32x32, 10 classes)
     """
+    found = find_images(spec, split, root=root, label_map=label_map, name=name)
+    return found.read(preprocess, classes)
+
+
+@dataclass(frozen=True, eq=False)
+class FoundImages:
+    """Labelled images that were found, before a model says how it takes them.
+
+    Parameters
+    ----------
+    content : Listing or ImageSet
+        The image files, or the images in memory.
+    name : str
+        Name of the images.
+    label_map : mapping
+        The model's class for classes of the data.
+    """
+
+    content: Listing | ImageSet
+    name: str
+    label_map: Mapping[str, str | int]
+
+    def read(
+        self, preprocess: Preprocess | None = None, classes: Sequence[Names] | None = None
+    ) -> ImageSource:
+        """Give the images as a model takes them; see `read_images`."""
+        if isinstance(self.content, Listing):
+            return _files(self.content, self.name, preprocess, classes, self.label_map)
+        images = _relabelled(self.content, classes, self.label_map)
+        return images if preprocess is None else _fitted(images, preprocess)
+
+
+def find_images(
+    spec: str | Path,
+    split: str = "test",
+    *,
+    root: str | Path | None = None,
+    label_map: str | Path | None = None,
+    name: str | None = None,
+) -> FoundImages:
+    """Find labelled images without a model: list the files, or load what lies in memory.
+
+    What is wrong with the data is said here, before a model is loaded. The parameters and errors
+    are those of `read_images`.
+
+    Returns
+    -------
+    FoundImages
+
+    Examples
+    --------
+    >>> find_images("digits").read(Preprocess(size=(32, 32)))
+    ResizedImages('digits': 359 images of 3x32x32, 10 classes)
+    """
     check_split(split)
     mapping = {} if label_map is None else read_label_map(user_path(label_map))
     path = user_path(spec)
@@ -89,18 +143,18 @@ def read_images(
     if not known:
         expect_path(path, str(spec))
     if known or (path.suffix.lower() == ".npz" and path.is_file()):
-        return _from_memory(spec, split, root, preprocess, classes, mapping, name)
+        images = _from_memory(spec, split, root)
+        title = name or images.name
+        return FoundImages(replace(images, name=title), title, mapping)
     if path.is_dir():
-        listing = list_folder(path, split)
-        title = name or printable(path.resolve().name)
-    elif path.suffix.lower() == ".csv" and path.is_file():
-        listing = list_manifest(path)
-        title = name or printable(path.stem)
-    else:
-        raise DemurError(
-            f"{printable(path)} is neither a folder, nor an .npz archive, nor a .csv manifest."
+        return FoundImages(
+            list_folder(path, split), name or printable(path.resolve().name), mapping
         )
-    return _files(listing, title, preprocess, classes, mapping)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return FoundImages(list_manifest(path), name or printable(path.stem), mapping)
+    raise DemurError(
+        f"{printable(path)} is neither a folder, nor an .npz archive, nor a .csv manifest."
+    )
 
 
 def _files(
@@ -133,15 +187,7 @@ def _files(
     )
 
 
-def _from_memory(
-    spec: str | Path,
-    split: str,
-    root: str | Path | None,
-    preprocess: Preprocess | None,
-    classes: Sequence[Names] | None,
-    label_map: Mapping[str, str | int],
-    name: str | None,
-) -> ImageSet | ResizedImages:
+def _from_memory(spec: str | Path, split: str, root: str | Path | None) -> ImageSet:
     read = partial(load, spec, root=root)
     note = ""
     try:
@@ -151,10 +197,7 @@ def _from_memory(
     except NoSplitError:
         images = read("train")
         note = f"{printable(images.name)} has no {split} split: all of its images are used."
-    images = replace(images, name=name or images.name)
-    images = _relabelled(images, classes, label_map)
-    images = replace(images, notes=tuple(filter(None, (note, *images.notes))))
-    return images if preprocess is None else _fitted(images, preprocess)
+    return replace(images, notes=(note,) if note else ())
 
 
 def _relabelled(
@@ -168,7 +211,7 @@ def _relabelled(
     matched: MatchedClasses = match_classes(names, classes, label_map, images.name)
     ids = torch.zeros(images.num_classes, dtype=torch.int64)
     ids[present] = matched.ids
-    notes = (matched.note,) if matched.note else ()
+    notes = (*images.notes, matched.note) if matched.note else images.notes
     return replace(images, labels=ids[images.labels], class_names=matched.class_names, notes=notes)
 
 

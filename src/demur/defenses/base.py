@@ -17,7 +17,8 @@ class Defense(Classifier):
     """A classifier that is trained or wrapped to withstand attacks. The base class of all defences.
 
     The constructor stores parameters, `fit` learns and returns the defence, and learned state ends
-    in an underscore. Scores, predictions and attacks raise DemurError before `fit`. Loading a
+    in an underscore. The progress of `fit` goes to the logger `demur` at level INFO (see
+    `demur.progress`). Scores, predictions and attacks raise DemurError before `fit`. Loading a
     `state_dict` does not count as fitting: give `prefit=True` to the constructor, or use `save` and
     `demur.load_model`.
 

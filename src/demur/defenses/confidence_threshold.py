@@ -12,6 +12,7 @@ from demur.data import to_float
 from demur.defenses.base import Defense
 from demur.errors import DemurError, unknown
 from demur.metrics.rejection import quantile_threshold
+from demur.progress import job
 
 Score = Literal["max-prob", "margin", "energy"]
 """How the confidence of an answer is measured."""
@@ -163,19 +164,22 @@ class ConfidenceThreshold(Defense):
         DemurError
             If images, labels or the rate do not fit. The defence is then unchanged.
         """
-        if not 0 <= false_rejection_rate < 1:
-            raise DemurError(f"false_rejection_rate must be in [0, 1), not {false_rejection_rate}.")
+        check_rate(false_rejection_rate)
         check_counts(batch_size=batch_size)
-        with self._fitting():
-            found = [
-                self._thresholded.confidence(self.scores(to_float(part))[:, : self.num_classes])
-                for batch in _batches(images, labels, self.num_classes)
-                for part in torch.split(batch, int(batch_size))
-            ]
+        found = []
+        seen = 0
+        with self._fitting(), job("threshold", 1) as progress:
+            for batch in _batches(images, labels, self.num_classes):
+                for part in torch.split(batch, int(batch_size)):
+                    scores = self.scores(to_float(part))[:, : self.num_classes]
+                    found.append(self._thresholded.confidence(scores))
+                    seen += len(part)
+                    progress.advance(0, f"{seen:,} images")
             if not found:
                 raise DemurError("there are no images to set the threshold on.")
             confidence = torch.cat([part.cpu() for part in found])
             limit = quantile_threshold(confidence, false_rejection_rate)
+            progress.advance(1)
         self._thresholded.limit = limit
         self.false_rejection_rate_ = float((confidence < limit).double().mean())
         return self
@@ -306,3 +310,9 @@ def _batches(
             raise DemurError("a batch must be a pair of images and labels.")
         check_labels(batch[1], len(batch[0]), num_classes)
         yield batch[0]
+
+
+def check_rate(rate: float) -> None:
+    """Raise DemurError unless a false rejection rate is in [0, 1)."""
+    if not 0 <= rate < 1:
+        raise DemurError(f"false_rejection_rate must be in [0, 1), not {rate}.")

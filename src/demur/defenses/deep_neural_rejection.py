@@ -15,10 +15,16 @@ from demur.data import to_float
 from demur.defenses.base import Defense
 from demur.defenses.rbf_fitting import check_validation, fit_rbf_svm, search_rbf_svm, set_aside
 from demur.defenses.rbf_svm import OneVsRestRBFSVM
-from demur.defenses.rejecting_network import RejectingNetwork, Scores, machines_from
+from demur.defenses.rejecting_network import (
+    RejectingNetwork,
+    Scores,
+    machines_from,
+    one_for_each,
+)
 from demur.errors import DemurError, unknown
 from demur.metrics.rejection import quantile_threshold
 from demur.networks.features import FeatureExtractor
+from demur.progress import job
 
 
 class DeepNeuralRejection(Defense):
@@ -106,8 +112,8 @@ class DeepNeuralRejection(Defense):
         module = RejectingNetwork(FeatureExtractor(network, layers), scores, threshold)
         super().__init__(module, num_classes, rejects=True, fitted=False)
         self.layers = tuple(layers)
-        self.C = _each(C, len(layers), "C")
-        self.gamma = _each(gamma, len(layers), "gamma")
+        self.C = one_for_each(C, len(layers), "C")
+        self.gamma = one_for_each(gamma, len(layers), "gamma")
         self.combiner_C = float(combiner_C)
         self.combiner_gamma = float(combiner_gamma)
         self.false_rejection_rate = false_rejection_rate
@@ -170,12 +176,14 @@ class DeepNeuralRejection(Defense):
         device = device_of(self, images.device)
         options: dict[str, Any] = {"folds": self.folds, "seed": self.seed}
         best = []
-        for layer in self.layers:
-            features = self._rejecting.features_of(layer, images, device)
-            found = search_rbf_svm(
-                features, labels, self.num_classes, Cs=Cs, gammas=gammas, **options
-            )
-            best.append(found)
+        with job("search of C and gamma", len(self.layers)) as progress:
+            for layer in self.layers:
+                features = self._rejecting.features_of(layer, images, device)
+                found = search_rbf_svm(
+                    features, labels, self.num_classes, Cs=Cs, gammas=gammas, **options
+                )
+                best.append(found)
+                progress.advance(1, f"layer {layer}, accuracy {found[2][found[:2]]:.1%}")
         self.C = [found[0] for found in best]
         self.gamma = [found[1] for found in best]
         return self
@@ -217,24 +225,27 @@ class DeepNeuralRejection(Defense):
         options: dict[str, Any] = {"folds": self.folds, "seed": self.seed}
         machines = []
         outside = []
-        for layer, C, gamma in zip(self.layers, self.C, self.gamma, strict=True):
-            # One layer at a time: its features take most of the memory.
-            features = rejecting.features_of(layer, images, device)
-            machine, values = fit_rbf_svm(
-                features, labels, self.num_classes, C=C, gamma=gamma, **options
-            )
-            machines.append(machine.to(device))
-            outside.append(rejecting.scores_of(machine, values.to(device)))
-        if self.combined:
-            combiner, _ = fit_rbf_svm(
-                torch.cat(outside, 1).cpu(),
-                labels,
-                self.num_classes,
-                C=self.combiner_C,
-                gamma=self.combiner_gamma,
-                **options,
-            )
-            machines.append(combiner.to(device))
+        with job("machines", len(self.layers) + self.combined) as progress:
+            for layer, C, gamma in zip(self.layers, self.C, self.gamma, strict=True):
+                # One layer at a time: its features take most of the memory.
+                features = rejecting.features_of(layer, images, device)
+                machine, values = fit_rbf_svm(
+                    features, labels, self.num_classes, C=C, gamma=gamma, **options
+                )
+                machines.append(machine.to(device))
+                outside.append(rejecting.scores_of(machine, values.to(device)))
+                progress.advance(1, f"layer {layer}")
+            if self.combined:
+                combiner, _ = fit_rbf_svm(
+                    torch.cat(outside, 1).cpu(),
+                    labels,
+                    self.num_classes,
+                    C=self.combiner_C,
+                    gamma=self.combiner_gamma,
+                    **options,
+                )
+                machines.append(combiner.to(device))
+                progress.advance(1, "combiner")
         with self._fitting(), rejecting.unchanged_by_errors():
             rejecting.install(machines, self.combined)
             self._fit_threshold(validation)
@@ -337,12 +348,3 @@ class DeepNeuralRejection(Defense):
         defense.false_rejection_rate_ = learned.get("false_rejection_rate")
         defense.fitted_ = True
         return defense
-
-
-def _each(value: float | Sequence[float], count: int, name: str) -> list[float]:
-    values = [float(value)] * count if isinstance(value, (int, float)) else list(map(float, value))
-    if len(values) != count:
-        raise DemurError(
-            f"{name} must be one number, or one for each of the {count} layers; got {len(values)}."
-        )
-    return values

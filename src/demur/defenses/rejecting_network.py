@@ -167,3 +167,13 @@ def _check_machine(name: str, parts: list[Tensor], squares: Tensor, num_classes:
                 f"{name}{part} of the state has shape {tuple(tensor.shape)} and type "
                 f"{tensor.dtype}; the machines of {num_classes} classes need {shape}."
             )
+
+
+def one_for_each(value: float | Sequence[float], count: int, name: str) -> list[float]:
+    """Give a parameter of each layer: the same for all, or one by one."""
+    values = [float(value)] * count if isinstance(value, (int, float)) else list(map(float, value))
+    if len(values) != count:
+        raise DemurError(
+            f"{name} must be one number, or one for each of the {count} layers; got {len(values)}."
+        )
+    return values

@@ -112,6 +112,8 @@ class AuditResults:
     baseline: dict[str, Any] | None = None
     doubts: list[str] = field(default_factory=list)
     """Why the verdict cannot be "sound", whatever the self-tests say."""
+    findings: list[str] = field(default_factory=list)
+    """What changes how a figure is read. `notes` are information."""
 
 
 _FILE = TypeAdapter(AuditResults)

@@ -76,6 +76,7 @@ def _faults(error: ValidationError, settings: type[BaseModel]) -> str:
                 .removeprefix("Value error, ")
                 .replace("a valid tuple", "a list")
                 .replace("Tuple should", "it should")
+                .removesuffix(".")  # the caller ends the sentence
             )
             others.append(f"{place}: {said}" if place else said)
     return "; ".join(dict.fromkeys([*unknown_keys, *others]))

@@ -129,7 +129,7 @@ def summary(results: AuditResults) -> str:
     lines = [
         f"# Audit of {_plain(results.model['name'])}",
         "",
-        *[f"{_plain(one)}\n" for one in sentences(results)],
+        *[f"{_plain(one)}\n" for one in [*sentences(results), *results.findings]],
         "| threat | goal | correct % | rejected % | wrong % | n |",
         "|---|---|---:|---:|---:|---:|",
     ]

@@ -62,7 +62,8 @@ def fit(
     """Train a network in place by minimising cross-entropy.
 
     The network is in evaluation mode afterwards, on the device that was used. The same arguments
-    give the same weights, on the same kind of machine with the same number of threads.
+    give the same weights, on the same kind of machine with the same number of threads. Progress
+    goes to the logger `demur` at level INFO (see `demur.progress`).
 
     Parameters
     ----------
@@ -216,7 +217,7 @@ def _epoch(training: Training, state: State, progress: Job) -> None:
         ends = state.step % steps == 0
         if len(state.pending) < CHECK_STEPS and not ends:
             continue
-        collect(state, progress)
+        collect(state, progress, f"epoch {epoch + 1} of {training.total // steps}")
         if ends:
             state.history.append(measured(training, state.sums))
         saves = training.batches.resumes_within_epochs or ends

@@ -135,7 +135,7 @@ def _laid_out(network: nn.Module, images: Tensor) -> Tensor:
     return images
 
 
-def collect(state: State, progress: Job) -> None:
+def collect(state: State, progress: Job, epoch: str) -> None:
     """Add the pending steps to the sums; fail if the loss of one of them is not finite."""
     rows = torch.stack(state.pending).cpu()
     bad = (~torch.isfinite(rows[:, 0])).nonzero().flatten()
@@ -147,7 +147,7 @@ def collect(state: State, progress: Job) -> None:
         )
     state.sums = state.sums + torch.cat([rows[:, :2].sum(0), rows[:, 2:].sum(0)])
     lost, correct, count = rows[-1].tolist()
-    progress.advance(len(rows), f"loss {lost / count:.3f}, accuracy {correct / count:.1%}")
+    progress.advance(len(rows), f"{epoch}, loss {lost / count:.3f}, accuracy {correct / count:.1%}")
     state.pending.clear()
 
 

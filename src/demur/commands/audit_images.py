@@ -1,0 +1,69 @@
+"""The images of an audit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from demur.classifier import Classifier, check_images
+from demur.data import FoundImages, ImageSet, ImageSource, find_images
+from demur.errors import DemurError
+from demur.networks import imagenet
+
+SAMPLE: Final = 256
+"""Images of the handshake; fewer where they are large."""
+PIXELS: Final = 1 << 22
+
+
+def find(
+    data: str | Path | ImageSource | tuple[Tensor, Tensor], options: Mapping[str, Any]
+) -> FoundImages | ImageSource | tuple[Tensor, Tensor]:
+    """Find the images, before a model is loaded."""
+    if isinstance(data, str | Path):
+        return find_images(data, **options)
+    if options:
+        raise DemurError(f"{next(iter(options))} applies to data that is read from a path or name.")
+    return data
+
+
+def images_for(
+    data: FoundImages | ImageSource | tuple[Tensor, Tensor], classifier: Classifier
+) -> ImageSource:
+    """Give the images as the classifier takes them."""
+    if isinstance(data, FoundImages):
+        return data.read(classifier.preprocess, _names_of(classifier))
+    if not isinstance(data, tuple):
+        return data
+    images, labels = data
+    names = classifier.class_names or tuple(map(str, range(classifier.num_classes)))
+    if images.dtype != torch.uint8:
+        check_images(images)
+        images = (255 * images.detach().cpu()).round().to(torch.uint8)
+    return ImageSet(images.cpu(), labels.cpu().to(torch.int64), names, "images")
+
+
+def _names_of(classifier: Classifier) -> list[tuple[str, ...]] | None:
+    """Give the names of the classes; those of ImageNet have their WordNet ids beside."""
+    if classifier.class_names is None:
+        return None
+    names: list[tuple[str, ...]] = [(name,) for name in classifier.class_names]
+    if classifier.class_names == imagenet.CLASSES:
+        ids = imagenet.wordnet_ids()
+        return [(*name, one) for name, one in zip(names, ids, strict=True)]
+    return names
+
+
+def sample_of(images: ImageSource, seed: int) -> ImageSource:
+    """Draw the images of the handshake."""
+    channels, height, width = images.image_shape
+    most = max(32, min(SAMPLE, PIXELS // (channels * height * width)))
+    return images.sample(min(most, len(images)), seed)
+
+
+def described(data: object) -> str:
+    """Name the data in a report."""
+    if isinstance(data, str | Path):
+        return str(data)
+    return "images in Python" if isinstance(data, tuple) else str(getattr(data, "name", "images"))
