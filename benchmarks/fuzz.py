@@ -131,7 +131,11 @@ def _listen(
     while time.monotonic() < end and (cases is None or tally.cases < cases):
         try:
             # A process that has just started imports torch first.
-            lost = not receiver.poll(2 * _seconds(part) if begun else 120 + _seconds(part))
+            patience = 2 * _seconds(part) if begun else 120 + _seconds(part)
+            left = end - time.monotonic()
+            lost = not receiver.poll(min(patience, left))
+            if lost and left < patience:
+                break  # the time is over: the case under way does not count
             said, number, memory = ("", number, 0.0) if lost else receiver.recv()
         except EOFError:
             lost = True
