@@ -247,9 +247,7 @@ def audit(
                 seconds=seconds,
                 baseline=None if baseline is None else Path(baseline),
             )
-            results, records = audit_writing.write(
-                subject, run.steps, run.left, outputs, about, folder
-            )
+            results, records = audit_writing.write(subject, run, outputs, about, folder)
     return AuditResult(results, records, folder, temporary)
 
 

@@ -16,6 +16,7 @@ from demur.data.images import to_float
 from demur.defenses import ConfidenceThreshold
 from demur.errors import DemurError
 from demur.evaluation.audit_plan import Target
+from demur.evaluation.audit_tests import First
 from demur.evaluation.handshake import Handshake, handshake
 from demur.evaluation.handshake.logarithms import are_probabilities, with_logarithms
 from demur.files import digest
@@ -61,6 +62,8 @@ class Subject:
     images : ImageSource
     sample, sample_labels : Tensor of shape (n, C, H, W) and (n,)
         The images of the handshake.
+    first : First
+        The same images, and the first decision on each.
     handshake : Handshake
     name, source : str
         Of the model.
@@ -74,6 +77,7 @@ class Subject:
     images: ImageSource
     sample: Tensor
     sample_labels: Tensor
+    first: First
     handshake: Handshake
     name: str
     source: str
@@ -164,6 +168,7 @@ def prepare(
         images=images,
         sample=shown,
         sample_labels=sample.labels,
+        first=First(sample, shake.decisions),
         handshake=shake,
         name=name,
         source=loaded.source,

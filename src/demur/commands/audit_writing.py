@@ -10,10 +10,12 @@ import polars as pl
 import torch
 
 from demur.commands.audit_baseline import beside
+from demur.commands.audit_checked import Checked
+from demur.commands.audit_run import AuditRun
 from demur.commands.audit_subject import Subject, normalisation
 from demur.data import ImageSet
 from demur.evaluation import counterexamples
-from demur.evaluation.audit_checks import self_tests, verdict
+from demur.evaluation.audit_checks import verdict
 from demur.evaluation.audit_plan import Step
 from demur.evaluation.audit_results import (
     SCHEMA,
@@ -27,6 +29,7 @@ from demur.evaluation.audit_results import (
 from demur.evaluation.audit_results import (
     write as write_results,
 )
+from demur.evaluation.audit_rows import ran
 from demur.evaluation.keys import versions
 from demur.evaluation.pictures import NORMS, describe, enlarged
 from demur.evaluation.plan import Outputs
@@ -54,22 +57,24 @@ class About:
 
 def write(
     subject: Subject,
-    steps: Sequence[Step],
-    left: Sequence[Step],
+    run: AuditRun,
     outputs: Outputs,
     about: About,
     folder: Path,
 ) -> tuple[AuditResults, pl.DataFrame]:
     """Write all files of an audit."""
-    done = [step for step in steps if outputs.complete(step.node)]
-    missing = [*left, *(step for step in steps if step not in done)]
+    done = [step for step in run.steps if outputs.complete(step.node)]
+    missing = [*run.left, *(step for step in run.steps if step not in done)]
     records = outputs.records([step.node for step in done])
     rows = counterexamples.chosen(counterexamples.marked(records, done, outputs), done)
     rows = rows.with_columns(model=pl.lit(subject.name))
     counterexamples.save(rows, done, outputs, folder)
     _write_gallery(subject, rows, done, outputs, folder)
+    checked = Checked.of(records, ran(run.tests, outputs), subject, run)
+    # What a self-test broke is broken: it counts.
+    records = pl.concat([records, *checked.attacked])
     write_parquet(records, folder / "records.parquet")
-    results = _results(subject, records, done, missing, outputs, about)
+    results = _results(subject, records, done, missing, checked, outputs, about)
     write_results(results, folder)
     render_audit(folder)
     return results, records
@@ -80,12 +85,12 @@ def _results(
     records: pl.DataFrame,
     done: Sequence[Step],
     missing: Sequence[Step],
+    checked: Checked,
     outputs: Outputs,
     about: About,
 ) -> AuditResults:
-    randomised = subject.handshake.randomised
-    checks = self_tests(records, gradients=subject.gradients, randomised=randomised)
-    doubts = _doubts(subject, missing)
+    checks = checked.rows
+    doubts = [*_doubts(subject, missing), *checked.doubts]
     said = [line.text for line in subject.handshake.lines if line.state == "note"]
     notes = [*subject.notes, *said]
     parts = dict.fromkeys(step.part for step in missing)
@@ -108,6 +113,7 @@ def _results(
     costs = outputs.costs()
     cost = {
         "seconds": round(sum(one.seconds for one in costs), 3),
+        "self_tests": round(checked.seconds, 3),
         "estimate": round(about.estimate, 3),
         "elapsed": round(about.seconds, 3),
         "steps": [asdict(one) for one in costs],

@@ -21,6 +21,7 @@ from demur.attacks.strongest import PROFILES as ENSEMBLES
 from demur.errors import DemurError, unknown
 from demur.evaluation.nodes import ModelNode
 from demur.evaluation.on_images import Evaluate
+from demur.evaluation.selftests.budget import Budget
 from demur.threat import ThreatModel
 
 SWEEP: Final = (0.5, 2.0, 4.0, math.inf)
@@ -42,6 +43,8 @@ class Profile:
         Steps of PGD at the other sizes.
     bpda : bool
         Whether operations without useful gradients are attacked straight through (BPDA).
+    tests : Budget
+        Of the self-tests.
     """
 
     noise: int
@@ -49,13 +52,20 @@ class Profile:
     restarts: int
     ensemble: Strongest
     sweep: int
+    tests: Budget
     bpda: bool = False
 
 
 PROFILES: Final[Mapping[str, Profile]] = {
-    "quick": Profile(10, 10, 1, ENSEMBLES["quick"], 10),
-    "standard": Profile(100, 40, 2, ENSEMBLES["standard"], 20),
-    "thorough": Profile(1000, 100, 5, ENSEMBLES["thorough"], 40, bpda=True),
+    "quick": Profile(10, 10, 1, ENSEMBLES["quick"], 10, Budget((8, 199), (100, 20), (10, 50), 50)),
+    "standard": Profile(
+        100, 40, 2, ENSEMBLES["standard"], 20, Budget((64, 499), (1000, 50), (50, 200), 200)
+    ),
+    "thorough": Profile(
+        *(1000, 100, 5, ENSEMBLES["thorough"], 40),
+        Budget((512, 999), (10_000, 100), (100, 1000), 1000),
+        bpda=True,
+    ),
 }
 
 
