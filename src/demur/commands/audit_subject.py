@@ -61,9 +61,7 @@ class Subject:
     target : Target
     images : ImageSource
     sample, sample_labels : Tensor of shape (n, C, H, W) and (n,)
-        The images of the handshake.
-    first : First
-        The same images, and the first decision on each.
+        The images of the handshake; `first` has the first decision on each.
     handshake : Handshake
     name, source : str
         Of the model.

@@ -175,6 +175,9 @@ def _unavailable_gradients(attacked: pl.DataFrame, gradients: bool) -> CheckRow:
         text = "the model gives no gradient: attacks with gradients did not run"
         return CheckRow(name, None, BLIND, "not_applicable", text)
     asked = attacked.filter(pl.col("backwards") > 0)
+    if asked.is_empty() and bool(attacked["zero_gradients"].is_null().all()):
+        text = "the attacks ran on the mean of a randomised model, whose gradients are not counted"
+        return CheckRow(name, None, BLIND, "not_applicable", text)
     blind = asked.group_by(PLACE).agg(
         all_zero=pl.col("zero_gradients").sum() >= pl.col("backwards").sum(),
         share=pl.col("zero_gradients").sum() / pl.col("backwards").sum(),

@@ -60,7 +60,8 @@ class Convergence:
             )
             left = ~found.success
             change = torch.zeros(len(images))
-            for rows in torch.split(left.nonzero().flatten(), batch_size):
+            some = torch.split(left.nonzero().flatten(), batch_size)
+            for rows in some if bool(left.any()) else ():
                 change[rows] = self._change(model, images[rows], labels[rows], seed)
         plain = model.scores(found.candidates, batch_size)
         asked = scores_with_gradients(model, found.candidates, batch_size)
