@@ -63,9 +63,7 @@ class Subject:
     sample, sample_labels : Tensor of shape (n, C, H, W) and (n,)
         The images of the handshake; `first` has the first decision on each.
     handshake : Handshake
-    name, source : str
-        Of the model.
-    data_source : str
+    name, source, data_source : str
     fingerprint, base_fingerprint : str
     notes : tuple of str
     """

@@ -20,7 +20,7 @@ FEW: Final = 4
 class Constancy:
     """Ask again, after the attacks: the model must give the answers that it gave at first.
 
-    The images are scored in the old order, in the reverse order, and with gradients. A decision
+    The images are scored in the old order, in other batches, and with gradients. A decision
     that differs from the first one shows a model that counts its calls, that looks at the other
     images of a batch, or that answers attacks differently. The random state of torch is looked at:
     a model that seeds it in each call hides that it draws. Buffers that change show statistics
@@ -53,7 +53,7 @@ class Constancy:
         first = torch.tensor(self.first)
         passes = [
             model.scores(images, batch_size),
-            model.scores(images.flip(0), batch_size).flip(0),
+            _in_other_batches(model, images, batch_size),
             scores_with_gradients(model, images, batch_size),
         ]
         differs = torch.zeros(len(images), dtype=torch.bool)
@@ -70,6 +70,14 @@ class Constancy:
     def passes(self) -> tuple[float, float]:
         """Three forward passes."""
         return 3, 0
+
+
+def _in_other_batches(model: Classifier, images: Tensor, batch_size: int) -> Tensor:
+    """Score every second image first, in batches of at most half of the images."""
+    order = torch.arange(len(images))
+    order = torch.cat([order[::2], order[1::2]])
+    scores = model.scores(images[order], max(1, min(batch_size, len(images) // 2)))
+    return scores[order.argsort()]
 
 
 def clear(scores: Tensor) -> Tensor:
