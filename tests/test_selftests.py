@@ -249,7 +249,7 @@ def test_an_attack_solves_the_tasks_of_a_plain_network_and_random_points_do_not(
 
 def test_rounded_pixels_and_a_weak_attack_leave_tasks_unsolved():
     rounded = classifier(lambda net, x: net((x * 8).round() / 8))
-    values, found = binarized(rounded)
+    _, found = binarized(rounded)
     assert found["built"].any()
     assert not (found["solved"] & found["built"]).any()
     _, found = binarized(network(), attacks.RandomNoise(draws=5))
