@@ -2,15 +2,19 @@
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 
 from demur.attacks import PGD
+from demur.classifier import Preprocess
 from demur.commands.audit_subject import Subject
+from demur.data import ImageSource, read_unlabelled
 from demur.evaluation.audit_costs import Rates, seconds_of, trimmed
+from demur.evaluation.audit_other import Answers
 from demur.evaluation.audit_plan import Profile, Step, plan
 from demur.evaluation.audit_tests import TestStep, self_tests_of
 from demur.evaluation.engines import Engine
@@ -26,13 +30,19 @@ PROBED: Final = 16
 
 @dataclass
 class AuditRun:
-    """The plan of an audit, its estimate, and what was left out of it."""
+    """The plan of an audit, its estimate, and what was left out of it.
+
+    `answers` are nodes that score images without an attack: those of the audit, and those of none
+    of the classes (`ood`).
+    """
 
     subject: Subject
     threats: Sequence[ThreatModel]
     profile: Profile
     seed: int
     max_minutes: float | None
+    ood: ImageSource | None = None
+    answers: list[Answers] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     left: list[Step] = field(default_factory=list)
     tests: list[TestStep] = field(default_factory=list)
@@ -47,6 +57,11 @@ class AuditRun:
         all_steps = plan(
             subject.target, self.threats, self.profile, seed=self.seed, batch_size=batch_size
         )
+        self.answers = [
+            Answers(subject.target.model, images, None, self.seed, batch_size)
+            for images in (subject.images, self.ood)
+            if images is not None
+        ]
         self.tests = self_tests_of(
             subject.target,
             self.threats,
@@ -70,16 +85,17 @@ class AuditRun:
         cost = {place: total([step]) for place, step in enumerate(all_steps)}
         self.steps, tested = trimmed(all_steps, cost, limit, total(self.tests))
         self.left = [step for step in all_steps if step not in self.steps]
-        ran: list[Step | TestStep] = [*self.steps, *(self.tests if tested else [])]
-        self.estimate = total(ran)
-        said = f"{len(self.steps)} attacks and {len(ran) - len(self.steps)} self-tests"
+        tests = self.tests if tested else []
+        self.estimate = total([*self.steps, *tests])
+        said = f"{len(self.steps)} attacks and {len(tests)} self-tests"
         message(f"{said} on {len(subject.images):,} images: {_time(self.estimate)}")
         skipped = [] if tested else ["self-tests"]
         for part in dict.fromkeys([*(step.part for step in self.left), *skipped]):
             message(f"left out to stay within {self.max_minutes:g} minutes: {part}")
         began = time.monotonic()
         outputs = execute(
-            [step.node for step in ran],
+            # The last self-test asks again after everything else.
+            [*(step.node for step in self.steps), *self.answers, *(one.node for one in tests)],
             store,
             worker,
             environment,
@@ -133,6 +149,17 @@ class AuditRun:
                 progress.advance(1, f"estimate: {name}")
         speed = gradients / seconds if gradients else rates.gradients
         return Rates(rates.forwards, speed, broken, soon)
+
+
+def other_images(
+    subject: Subject, spec: str | Path, options: Mapping[str, Any] | None
+) -> ImageSource:
+    """Read images of none of the classes, as the model of an audit takes them."""
+    channels, height, width = subject.images.image_shape
+    known = subject.classifier.preprocess or Preprocess()
+    if known.size is None:
+        known = replace(known, size=(height, width), channels=channels)
+    return read_unlabelled(spec, known, root=(options or {}).get("root"))
 
 
 def _count(step: Step | TestStep) -> int:

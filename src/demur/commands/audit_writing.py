@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from demur.commands.audit_subject import Subject, normalisation
 from demur.data import ImageSet
 from demur.evaluation import counterexamples
 from demur.evaluation.audit_checks import verdict
+from demur.evaluation.audit_other import OtherInputs, other_inputs
 from demur.evaluation.audit_plan import Step
 from demur.evaluation.audit_results import (
     SCHEMA,
@@ -75,9 +76,20 @@ def write(
     records = pl.concat([records, *checked.attacked])
     write_parquet(records, folder / "records.parquet")
     results = _results(subject, records, done, missing, checked, outputs, about)
+    results = replace(results, other_inputs=_other_inputs(run, outputs))
     write_results(results, folder)
     render_audit(folder)
     return results, records
+
+
+def _other_inputs(run: AuditRun, outputs: Outputs) -> OtherInputs | None:
+    """Make the figures without an attack; None where the time was over."""
+    if not all(outputs.complete(node) for node in run.answers):
+        return None
+    found = [[outputs.result(node, shard) for shard in range(node.shards)] for node in run.answers]
+    own, *ood = found
+    name = "" if run.ood is None else run.ood.name
+    return other_inputs(own, ood[0] if ood else [], name, run.seed)
 
 
 def _results(

@@ -24,6 +24,7 @@ from demur.data.synthetic import (
     photo_patches,
     synthetic_backgrounds,
 )
+from demur.data.unlabelled import read_unlabelled
 from demur.data.verification import CheckResult, verify
 from demur.masks import Box
 
@@ -57,6 +58,7 @@ __all__ = [
     "read_label_map",
     "read_photo",
     "read_photos",
+    "read_unlabelled",
     "split_by_hash",
     "synthetic_backgrounds",
     "to_float",
