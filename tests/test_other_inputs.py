@@ -18,7 +18,14 @@ from demur import Classifier, DemurError, data
 from demur.classifier import Preprocess
 from demur.cli.running import app
 from demur.data.images import ImageSet
-from demur.evaluation.audit_other import OtherInputs, OutOfDistribution, answers, other_inputs
+from demur.evaluation.audit_other import (
+    OtherInputs,
+    OutOfDistribution,
+    answers,
+    corrupted,
+    corruption_rows,
+    other_inputs,
+)
 from demur.evaluation.audit_results import AuditResults, CheckRow
 from demur.evaluation.gate_other import decide_other
 from demur.evaluation.gate_rules import Rules, parse_rules
@@ -122,6 +129,21 @@ def test_figures_of_images_of_no_class_are_those_of_scikit_learn():
     assert found.coverage[-1] == 1
 
 
+def test_outcomes_of_corrupted_images_are_counted_like_all_others():
+    """Against the classifier on the corrupted images themselves."""
+    images = (255 * images_of(6)).to(torch.uint8)
+    labels = torch.arange(6) % 3
+    weights = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    model = Classifier(Linear(weights), 3)
+    _, found = corrupted(model, images, labels, "contrast", "cpu", 0, 4)
+    rows = corruption_rows("contrast", [result({}, found)])
+    for severity, row in enumerate(rows, 1):
+        moved = data.corrupt(images.float() / 255, "contrast", severity)
+        expected = demur.outcomes(model, moved, labels)
+        assert row.wrong == pytest.approx(float((expected == 2).float().mean()))
+        assert row.rejected == pytest.approx(float((expected == 1).float().mean()))
+
+
 # Reading
 
 
@@ -159,7 +181,8 @@ def folder(tmp_path_factory):
     pixels = (255 * images_of(8)).to(torch.uint8)
     labels = model.predict(pixels.float() / 255).clamp(min=0)
     audited = ImageSet(pixels, labels, ("a", "b", "c"), "tiny")
-    demur.audit(model, audited, ["linf:0.5"], ood=images, out=place / "audit", device="cpu")
+    options = {"ood": images, "corruptions": True, "device": "cpu"}
+    demur.audit(model, audited, ["linf:0.5"], out=place / "audit", **options)
     return place
 
 
@@ -168,9 +191,18 @@ def test_an_audit_reports_other_inputs(folder):
     assert raw["ood"]["n"] == 4
     assert raw["ood"]["name"] == "images"
     assert raw["n"] == 8
+    rows = raw["corruptions"]
+    assert [(one["family"], one["severity"]) for one in rows] == [
+        (family, severity) for family in data.CORRUPTIONS for severity in range(1, 6)
+    ]
+    for one in rows:
+        assert one["correct"] + one["rejected"] + one["wrong"] == pytest.approx(1)
+        assert one["wrong_low"] <= one["wrong"] <= one["wrong_high"]
     page = (folder / "audit" / "report.html").read_text()
     assert "Without an attack" in page
     assert "images of none of the classes" in page
+    assert "Corrupted images" in page
+    assert "JPEG compression" in page
     assert "images of none of the classes" in (folder / "audit" / "summary.md").read_text()
 
 

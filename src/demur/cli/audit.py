@@ -127,6 +127,9 @@ def audit(
         str | None,
         typer.Option("--ood", metavar="FOLDER", help="Images of none of the classes."),
     ] = None,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Noise, blur, weather and compression, too.")
+    ] = False,
     batch_size: Annotated[int | None, typer.Option("--batch-size", metavar="N")] = None,
     out: Annotated[
         Path | None,
@@ -186,6 +189,7 @@ def audit(
             expect_accuracy=expect_accuracy,
             max_minutes=max_minutes,
             ood=ood,
+            corruptions=corruptions,
             out=out or default_folder(model),
             device=device,
             engine=engine,

@@ -108,6 +108,7 @@ def audit(
     expect_accuracy: str | None = None,
     max_minutes: float | None = None,
     ood: str | Path | None = None,
+    corruptions: bool = False,
     out: Path | str | None = None,
     device: str = "auto",
     engine: str = "local",
@@ -155,6 +156,8 @@ def audit(
     ood : str or path, optional
         Images of none of the classes, see `demur.data.read_unlabelled`: the share that the model
         accepts is measured.
+    corruptions : bool, default False
+        Whether the images are also scored after each of `demur.data.CORRUPTIONS`.
     out : path, optional
         The folder of the audit. Default: a temporary folder, which goes with the result.
     device : {"auto", "cpu", "cuda"}
@@ -238,12 +241,14 @@ def audit(
         }
         if others is not None:
             identity["ood"] = others.fingerprint
+        if corruptions:
+            identity["corruptions"] = True
         with claimed(folder, identity):
             environment = Environment.here(place.type)
             worker: Engine = Ray(environment, address) if engine == "ray" else Local()
             kept = Store(store or Path(os.environ.get(STORE) or folder / "store"))
             check_writable(kept.folder)
-            run = AuditRun(subject, wanted, chosen, seed, max_minutes, others)
+            run = AuditRun(subject, wanted, chosen, seed, max_minutes, others, corruptions)
             outputs, seconds = run.execute(kept, worker, environment, reuse_stale)
             about = audit_writing.About(
                 profile=profile,

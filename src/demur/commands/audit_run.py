@@ -12,9 +12,9 @@ import torch
 from demur.attacks import PGD
 from demur.classifier import Preprocess
 from demur.commands.audit_subject import Subject
-from demur.data import ImageSource, read_unlabelled
+from demur.data import CORRUPTIONS, ImageSource, read_unlabelled
 from demur.evaluation.audit_costs import Rates, seconds_of, trimmed
-from demur.evaluation.audit_other import Answers
+from demur.evaluation.audit_other import Answers, Corrupted
 from demur.evaluation.audit_plan import Profile, Step, plan
 from demur.evaluation.audit_tests import TestStep, self_tests_of
 from demur.evaluation.engines import Engine
@@ -33,7 +33,7 @@ class AuditRun:
     """The plan of an audit, its estimate, and what was left out of it.
 
     `answers` are nodes that score images without an attack: those of the audit, and those of none
-    of the classes (`ood`).
+    of the classes (`ood`). `corrupted` are nodes that score corrupted images.
     """
 
     subject: Subject
@@ -42,7 +42,9 @@ class AuditRun:
     seed: int
     max_minutes: float | None
     ood: ImageSource | None = None
+    corruptions: bool = False
     answers: list[Answers] = field(default_factory=list)
+    corrupted: list[Corrupted] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     left: list[Step] = field(default_factory=list)
     tests: list[TestStep] = field(default_factory=list)
@@ -61,6 +63,10 @@ class AuditRun:
             Answers(subject.target.model, images, None, self.seed, batch_size)
             for images in (subject.images, self.ood)
             if images is not None
+        ]
+        self.corrupted = [
+            Corrupted(subject.target.model, subject.images, None, family, self.seed, batch_size)
+            for family in (CORRUPTIONS if self.corruptions else ())
         ]
         self.tests = self_tests_of(
             subject.target,
@@ -95,7 +101,12 @@ class AuditRun:
         began = time.monotonic()
         outputs = execute(
             # The last self-test asks again after everything else.
-            [*(step.node for step in self.steps), *self.answers, *(one.node for one in tests)],
+            [
+                *(step.node for step in self.steps),
+                *self.answers,
+                *self.corrupted,
+                *(one.node for one in tests),
+            ],
             store,
             worker,
             environment,

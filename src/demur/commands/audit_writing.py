@@ -16,7 +16,7 @@ from demur.commands.audit_subject import Subject, normalisation
 from demur.data import ImageSet
 from demur.evaluation import counterexamples
 from demur.evaluation.audit_checks import verdict
-from demur.evaluation.audit_other import OtherInputs, other_inputs
+from demur.evaluation.audit_other import OtherInputs, corruption_rows, other_inputs
 from demur.evaluation.audit_plan import Step
 from demur.evaluation.audit_results import (
     SCHEMA,
@@ -84,12 +84,20 @@ def write(
 
 def _other_inputs(run: AuditRun, outputs: Outputs) -> OtherInputs | None:
     """Make the figures without an attack; None where the time was over."""
-    if not all(outputs.complete(node) for node in run.answers):
+    if not all(outputs.complete(node) for node in (*run.answers, *run.corrupted)):
         return None
     found = [[outputs.result(node, shard) for shard in range(node.shards)] for node in run.answers]
     own, *ood = found
     name = "" if run.ood is None else run.ood.name
-    return other_inputs(own, ood[0] if ood else [], name, run.seed)
+    figures = other_inputs(own, ood[0] if ood else [], name, run.seed)
+    rows = [
+        row
+        for node in run.corrupted
+        for row in corruption_rows(
+            node.family, [outputs.result(node, shard) for shard in range(node.shards)]
+        )
+    ]
+    return replace(figures, corruptions=rows)
 
 
 def _results(

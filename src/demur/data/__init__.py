@@ -8,6 +8,7 @@ from demur.data.background import (
     confusing_classes,
     with_background,
 )
+from demur.data.corruptions import CORRUPTIONS, corrupt
 from demur.data.formats import NoSplitError
 from demur.data.image_files import ImageFiles, ResizedImages
 from demur.data.image_source import ImageSource, in_memory
@@ -29,6 +30,7 @@ from demur.data.verification import CheckResult, verify
 from demur.masks import Box
 
 __all__ = [
+    "CORRUPTIONS",
     "Box",
     "CandidateRate",
     "CheckResult",
@@ -42,6 +44,7 @@ __all__ = [
     "Selection",
     "SourceStatus",
     "confusing_classes",
+    "corrupt",
     "counted",
     "data_root",
     "download",

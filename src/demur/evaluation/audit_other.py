@@ -1,7 +1,7 @@
 """Other inputs than attacked ones: errors among the surest answers, and images of no class."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 import torch
@@ -9,12 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 from demur import seeds
-from demur.classifier import Classifier, decide
+from demur.classifier import Classifier, decide, outcomes_of
+from demur.data.corruptions import SEVERITIES, corrupt
 from demur.data.images import to_float
 from demur.evaluation.nodes import Inputs, Task
 from demur.evaluation.on_images import OnImages
 from demur.evaluation.store import Computed, NodeResult
-from demur.metrics import aurc, clopper_pearson, risk_coverage
+from demur.metrics import aurc, clopper_pearson, rates, risk_coverage
 from demur.metrics.rejection import auroc
 
 CONFIDENCE: Final = 0.95
@@ -51,6 +52,33 @@ class OutOfDistribution:
 
 
 @dataclass(frozen=True)
+class CorruptionRow:
+    """Shares of the three outcomes on images that are corrupted, without an attacker.
+
+    Parameters
+    ----------
+    family : str
+        One of `demur.data.CORRUPTIONS`.
+    severity : int
+        1 to 5.
+    n : int
+    correct, rejected, wrong : float
+        Shares in [0, 1].
+    wrong_low, wrong_high : float
+        The 95 % Clopper-Pearson interval.
+    """
+
+    family: str
+    severity: int
+    n: int
+    correct: Share
+    rejected: Share
+    wrong: Share
+    wrong_low: Share
+    wrong_high: Share
+
+
+@dataclass(frozen=True)
 class OtherInputs:
     """What a model does without an attack.
 
@@ -65,6 +93,8 @@ class OtherInputs:
     coverage, risk : list of float
         The curve, at up to 101 points.
     ood : OutOfDistribution, optional
+    corruptions : list of CorruptionRow
+        A row for each family and severity; empty if they were not asked for.
     """
 
     confidence: str
@@ -75,6 +105,7 @@ class OtherInputs:
     coverage: list[float]
     risk: list[float]
     ood: OutOfDistribution | None = None
+    corruptions: list[CorruptionRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +156,80 @@ def answers(
         "accepted": decide(scores, model.num_classes) >= 0,
     }
     return {"rejects": rejects}, found
+
+
+@dataclass(frozen=True, eq=False)
+class Corrupted(OnImages):
+    """Outcomes on the images of one family of corruptions, at all severities."""
+
+    family: str = ""
+    seed: int = 0
+    batch_size: int | None = None
+
+    def task(self, shard: int, inputs: Inputs) -> Task:
+        """Corrupt and score one shard."""
+        given = self.part(shard)
+        arguments = {
+            "images": given["images"],
+            "labels": given["labels"],
+            "family": self.family,
+            "device": inputs.device,
+            "seed": self.seed,
+            "batch_size": self.batch_size or AT_ONCE,
+        }
+        return Task(corrupted, arguments, {"model": (inputs.key(self.on), inputs.model(self.on))})
+
+    def kind_of_cost(self) -> str:
+        """The family and the size of the images."""
+        return f"{self.family} {self.images.image_shape}"
+
+    def __str__(self) -> str:
+        """Name the node for the progress line."""
+        return f"{self.on.name}: {self.family}"
+
+
+def corrupted(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    family: str,
+    device: str,
+    seed: int,
+    batch_size: int,
+) -> Computed:
+    """Give the outcome (n, 5) of each image at each severity."""
+    model = model.to(device).eval()
+    clean = to_float(images)
+    columns = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds.derive(seed, "corrupted"))
+        for severity in SEVERITIES:
+            scores = model.scores(corrupt(clean, family, severity, seed), batch_size)
+            columns.append(outcomes_of(decide(scores, model.num_classes), labels))
+    return {}, {"outcomes": torch.stack(columns, 1).to(torch.uint8)}
+
+
+def corruption_rows(family: str, results: Sequence[NodeResult]) -> list[CorruptionRow]:
+    """Count the outcomes of a family at each severity."""
+    found = _joined(results, "outcomes")
+    rows = []
+    for severity, column in zip(SEVERITIES, found.T, strict=True):
+        counted = rates(column.long())
+        low, high = clopper_pearson(counted.wrong, counted.n)
+        n = counted.n
+        rows.append(
+            CorruptionRow(
+                family,
+                severity,
+                n,
+                correct=counted.correct / n,
+                rejected=counted.rejected / n,
+                wrong=counted.wrong / n,
+                wrong_low=low,
+                wrong_high=high,
+            )
+        )
+    return rows
 
 
 def other_inputs(
