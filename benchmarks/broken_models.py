@@ -147,8 +147,8 @@ def reseeded(images: Tensor) -> Tensor:
     return noisy(images)
 
 
-def quantised(images: Tensor, levels: int = 4) -> Tensor:
-    """Round pixels to a few levels."""
+def quantised(images: Tensor, levels: int = 16) -> Tensor:
+    """Round pixels to levels that are nearer to each other than EPS."""
     return (images * levels).round() / levels
 
 

@@ -111,6 +111,13 @@ def verdict(rows: Iterable[CheckRow], *, certain: bool) -> Verdict:
 _FORCED: Final = repr(ForceReject())
 _KIND: Final = pl.col("attack").str.extract(r"^(\w+)")
 _NOISE: Final = _KIND == "RandomNoise"
+_TOOL: Final = pl.col("by").fill_null(pl.col("attack"))
+_BLACK: Final = (
+    _TOOL.str.starts_with("Square")
+    | _TOOL.str.starts_with("RandomNoise")
+    | (pl.col("attacker") == "defence-unaware")
+)
+"""Attacks without gradients of the model itself."""
 _NEEDED: Final = (
     *("model", *PLACE, "attacker", "attack", "by", "norm", "eps", "goal", "mask"),
     *("success", "outcome", "backwards", "zero_gradients"),
@@ -200,9 +207,14 @@ def _unconstrained(attacked: pl.DataFrame, gradients: bool) -> CheckRow:
     if free.is_empty():
         state: State = "not_run" if gradients else "not_applicable"
         return CheckRow(name, None, UNCONSTRAINED, state, f"it counts {text}")
-    broken = free.group_by(PLACE).agg((pl.col("outcome") == "wrong").any())
-    failed = int((~broken["outcome"]).sum())
-    return counted(name, failed, len(broken), UNCONSTRAINED, text)
+    # What gradients break at a limit is allowed without one: successes are carried upward (R12).
+    known = attacked.filter(
+        (pl.col("goal") == "evade") & (pl.col("outcome") == "wrong") & ~_BLACK
+    ).select(PLACE)
+    wrong = free.filter(pl.col("outcome") == "wrong").select(PLACE)
+    left = free.select(PLACE).unique().join(pl.concat([known, wrong]), on=list(PLACE), how="anti")
+    n = free.select(PLACE).n_unique()
+    return counted(name, len(left), n, UNCONSTRAINED, text, left["image"].sort().to_list())
 
 
 def _black_box(attacked: pl.DataFrame, gradients: bool) -> CheckRow:
@@ -213,9 +225,6 @@ def _black_box(attacked: pl.DataFrame, gradients: bool) -> CheckRow:
     if not gradients or not n:
         return CheckRow(name, None, BLACK_BOX, "not_applicable", f"it counts {text}")
     broken = attacked.filter((pl.col("outcome") == "wrong") & pl.col("eps").is_finite())
-    tool = pl.col("by").fill_null(pl.col("attack"))
-    black = tool.str.starts_with("Square") | tool.str.starts_with("RandomNoise")
-    black = black | (pl.col("attacker") == "defence-unaware")
-    each = broken.group_by(["norm", "eps", *PLACE]).agg(black.all().alias("only"))
+    each = broken.group_by(["norm", "eps", *PLACE]).agg(_BLACK.all().alias("only"))
     most = each.filter(pl.col("only")).group_by(["norm", "eps"]).len()["len"].max()
     return counted(name, int(most) if isinstance(most, int) else 0, n, BLACK_BOX, text)

@@ -18,6 +18,7 @@ from demur.attacks import (
     Square,
     Strongest,
     WithBPDA,
+    WithWiderKernels,
 )
 from demur.evaluation.audit_plan import Step
 from demur.evaluation.audit_tests import TestStep
@@ -88,7 +89,7 @@ def seconds_of(step: Step | TestStep, rates: Rates) -> float:
 
 def passes(attack: Attack) -> tuple[float, float]:
     """Count the forward passes without a gradient, and the gradients, for an unbroken image."""
-    if isinstance(attack, WithBPDA):
+    if isinstance(attack, WithBPDA | WithWiderKernels):
         return passes(attack.attack)
     if isinstance(attack, RandomNoise):
         return attack.draws, 0

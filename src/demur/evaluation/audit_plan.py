@@ -16,8 +16,10 @@ from demur.attacks import (
     Square,
     Strongest,
     WithBPDA,
+    WithWiderKernels,
 )
 from demur.attacks.strongest import PROFILES as ENSEMBLES
+from demur.attacks.strongest import WIDER
 from demur.errors import DemurError, unknown
 from demur.evaluation.nodes import ModelNode
 from demur.evaluation.on_images import Evaluate
@@ -91,6 +93,8 @@ class Target:
         Whether the model contains operations without useful gradients.
     gradients : bool, default True
         Whether the model has gradients. One without meets only attacks that need scores.
+    kernels : bool, default False
+        Whether the model has kernel machines, whose gradients are zero far from the data.
     """
 
     model: ModelNode
@@ -101,6 +105,7 @@ class Target:
     base: ModelNode | None = None
     suspicious: bool = False
     gradients: bool = True
+    kernels: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,10 @@ class _Maker:
             if str(other) not in given:
                 attack = PGD(steps=profile.sweep)
                 yield self._step("sweep", threat, attack, within=other, keep="nothing")
+                if self.target.kernels and other.eps == math.inf:
+                    # Far from all support vectors, a kernel machine is flat (R20).
+                    wide = WithWiderKernels(attack, WIDER[-1])
+                    yield self._step("sweep", threat, wide, within=other, keep="nothing")
 
     def _sent(self, threat: ThreatModel) -> Iterator[Step]:
         """Give the attacks on other models, whose images are sent to this one."""
