@@ -20,10 +20,11 @@ from demur.cli.running import app
 from demur.commands import audit_models
 from demur.commands.replay import broken_images, replay, show
 from demur.evaluation import audit_plan
-from demur.evaluation.audit_checks import self_tests, verdict
+from demur.evaluation.audit_checks import verdict
 from demur.evaluation.audit_costs import TRIMMED, Rates, seconds_of, trimmed
 from demur.evaluation.audit_plan import PROFILES, Step, plan
 from demur.evaluation.audit_results import CheckRow, read, threat_row, within
+from demur.evaluation.audit_rows import COMPUTED
 from demur.evaluation.counterexamples import load as load_kept
 from demur.evaluation.records import SCHEMA
 from demur.networks import background_class_network
@@ -239,12 +240,13 @@ def test_the_sweep_does_not_repeat_a_threat_that_is_given():
 def test_what_is_left_out_follows_the_documented_order():
     steps = plan(target(rejects=True, base=True), [ThreatModel("linf", 0.1)], PROFILES["quick"])
     cost = dict.fromkeys(range(len(steps)), 1.0)
-    left = set(parts(steps))
-    for limit in range(len(steps), 0, -1):
-        kept = set(parts(trimmed(steps, cost, limit)))
+    left = {*parts(steps), "self-tests"}
+    possible = [part for part in TRIMMED if part in left]
+    for limit in range(len(steps) + 1, 0, -1):
+        rest, tested = trimmed(steps, cost, limit, tests=1.0)
+        kept = {*parts(rest), *(["self-tests"] if tested else [])}
         assert kept <= left
-        gone = [part for part in TRIMMED if part in parts(steps) and part not in kept]
-        possible = [part for part in TRIMMED if part in parts(steps)]
+        gone = [part for part in TRIMMED if part in possible and part not in kept]
         assert gone == possible[: len(gone)]
         left = kept
     assert {"clean", "noise", "single step", "PGD"} <= left
@@ -315,16 +317,20 @@ def test_the_verdict_follows_the_flags():
     def row(name, state="flagged"):
         return CheckRow(name, None, None, state, "")
 
-    assert verdict([row("noise", "passed"), row("twin", "not_run")], certain=True) == "sound"
+    assert verdict([row("noise", "passed"), row("twin", "not_applicable")], certain=True) == "sound"
+    assert verdict([row("noise", "passed"), row("twin", "not_run")], certain=True) == "doubtful"
     assert verdict([row("doubling")], certain=True) == "doubtful"
     assert verdict([row("doubling"), row("noise")], certain=True) == "unsound"
     assert verdict([], certain=False) == "doubtful"
 
 
 def test_every_self_test_of_the_specification_has_its_place(found):
-    names = {check.name for check in self_tests(found.records, gradients=True)}
-    assert {"unavailable gradients", "monotone", "white-box >= black-box", "noise"} <= names
-    assert {"binarization", "twin", "doubling", "unstable predictions"} <= names
+    states = {check.name: check.state for check in found.results.checks}
+    assert {"unavailable gradients", "monotone", "white-box >= black-box", "noise"} <= set(states)
+    assert set(COMPUTED) <= set(states)
+    assert states["twin"] == "not_applicable"
+    assert "not_run" not in states.values()
+    assert found.verdict == "sound"
 
 
 # Counterexamples

@@ -123,6 +123,13 @@ def audit(
     max_minutes: Annotated[
         float | None, typer.Option("--max-minutes", metavar="M", help="Leave parts out to fit.")
     ] = None,
+    ood: Annotated[
+        str | None,
+        typer.Option("--ood", metavar="FOLDER", help="Images of none of the classes."),
+    ] = None,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Noise, blur, weather and compression, too.")
+    ] = False,
     batch_size: Annotated[int | None, typer.Option("--batch-size", metavar="N")] = None,
     out: Annotated[
         Path | None,
@@ -181,6 +188,8 @@ def audit(
             false_rejection_rate=false_rejection_rate,
             expect_accuracy=expect_accuracy,
             max_minutes=max_minutes,
+            ood=ood,
+            corruptions=corruptions,
             out=out or default_folder(model),
             device=device,
             engine=engine,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from demur.classifier import modes_kept
 from demur.commands import audit_subject, audit_writing
-from demur.commands.audit_run import AuditRun
+from demur.commands.audit_run import AuditRun, other_images
 from demur.commands.run import STORE, describe_device
 from demur.data import ImageSource
 from demur.errors import DemurError, unknown
@@ -107,6 +107,8 @@ def audit(
     false_rejection_rate: float | None = None,
     expect_accuracy: str | None = None,
     max_minutes: float | None = None,
+    ood: str | Path | None = None,
+    corruptions: bool = False,
     out: Path | str | None = None,
     device: str = "auto",
     engine: str = "local",
@@ -151,6 +153,11 @@ def audit(
     max_minutes : float, optional
         Parts of the plan are left out until the estimate fits, and no attack begins later. The
         report says what is missing; the same request without the limit goes on.
+    ood : str or path, optional
+        Images of none of the classes, see `demur.data.read_unlabelled`: the share that the model
+        accepts is measured.
+    corruptions : bool, default False
+        Whether the images are also scored after each of `demur.data.CORRUPTIONS`.
     out : path, optional
         The folder of the audit. Default: a temporary folder, which goes with the result.
     device : {"auto", "cpu", "cuda"}
@@ -223,6 +230,7 @@ def audit(
             data_options=dict(data_options or {}),
             ready=ready,
         )
+        others = None if ood is None else other_images(subject, ood, data_options)
         temporary = None if out else TemporaryDirectory(prefix="demur-audit-")
         folder = Path(out) if out else Path(str(temporary and temporary.name))
         identity = {
@@ -231,12 +239,16 @@ def audit(
             "data": subject.images.fingerprint,
             "base": subject.base_fingerprint,
         }
+        if others is not None:
+            identity["ood"] = others.fingerprint
+        if corruptions:
+            identity["corruptions"] = True
         with claimed(folder, identity):
             environment = Environment.here(place.type)
             worker: Engine = Ray(environment, address) if engine == "ray" else Local()
             kept = Store(store or Path(os.environ.get(STORE) or folder / "store"))
             check_writable(kept.folder)
-            run = AuditRun(subject, wanted, chosen, seed, max_minutes)
+            run = AuditRun(subject, wanted, chosen, seed, max_minutes, others, corruptions)
             outputs, seconds = run.execute(kept, worker, environment, reuse_stale)
             about = audit_writing.About(
                 profile=profile,
@@ -247,9 +259,7 @@ def audit(
                 seconds=seconds,
                 baseline=None if baseline is None else Path(baseline),
             )
-            results, records = audit_writing.write(
-                subject, run.steps, run.left, outputs, about, folder
-            )
+            results, records = audit_writing.write(subject, run, outputs, about, folder)
     return AuditResult(results, records, folder, temporary)
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from torch import Tensor, nn
 
 from demur.attacks import expectation_over_transformation
+from demur.attacks.frozen import kernel_machines
 from demur.classifier import Classifier
 from demur.data import ImageSource
 from demur.defenses.base import Defense
@@ -51,6 +52,7 @@ def target_of(
         base=other,
         suspicious=bool(shake.suspicious),
         gradients=shake.gradients_per_second > 0,
+        kernels=bool(kernel_machines(classifier)),
     )
 
 

@@ -2,16 +2,21 @@
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 
 from demur.attacks import PGD
+from demur.classifier import Preprocess
 from demur.commands.audit_subject import Subject
+from demur.data import CORRUPTIONS, ImageSource, read_unlabelled
 from demur.evaluation.audit_costs import Rates, seconds_of, trimmed
+from demur.evaluation.audit_other import Answers, Corrupted
 from demur.evaluation.audit_plan import Profile, Step, plan
+from demur.evaluation.audit_tests import TestStep, self_tests_of
 from demur.evaluation.engines import Engine
 from demur.evaluation.keys import Environment, Keys
 from demur.evaluation.plan import Outputs, execute
@@ -25,15 +30,24 @@ PROBED: Final = 16
 
 @dataclass
 class AuditRun:
-    """The plan of an audit, its estimate, and what was left out of it."""
+    """The plan of an audit, its estimate, and what was left out of it.
+
+    `answers` are nodes that score images without an attack: those of the audit, and those of none
+    of the classes (`ood`). `corrupted` are nodes that score corrupted images.
+    """
 
     subject: Subject
     threats: Sequence[ThreatModel]
     profile: Profile
     seed: int
     max_minutes: float | None
+    ood: ImageSource | None = None
+    corruptions: bool = False
+    answers: list[Answers] = field(default_factory=list)
+    corrupted: list[Corrupted] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     left: list[Step] = field(default_factory=list)
+    tests: list[TestStep] = field(default_factory=list)
     estimate: float = 0.0
 
     def execute(
@@ -45,25 +59,54 @@ class AuditRun:
         all_steps = plan(
             subject.target, self.threats, self.profile, seed=self.seed, batch_size=batch_size
         )
-        each = self._costs(all_steps)
-        count = len(subject.images)
-        limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
-        known = Outputs(store, Keys(environment), tuple(step.node for step in all_steps))
-        each = [
-            0.0 if known.complete(step.node) else cost
-            for step, cost in zip(all_steps, each, strict=True)
+        self.answers = [
+            Answers(subject.target.model, images, None, self.seed, batch_size)
+            for images in (subject.images, self.ood)
+            if images is not None
         ]
-        total = {place: count * cost for place, cost in enumerate(each)}
-        self.steps = trimmed(all_steps, total, limit)
+        self.corrupted = [
+            Corrupted(subject.target.model, subject.images, None, family, self.seed, batch_size)
+            for family in (CORRUPTIONS if self.corruptions else ())
+        ]
+        self.tests = self_tests_of(
+            subject.target,
+            self.threats,
+            self.profile,
+            subject.first,
+            randomised=subject.handshake.randomised,
+            seed=self.seed,
+            batch_size=batch_size,
+        )
+        both: list[Step | TestStep] = [*all_steps, *self.tests]
+        limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
+        known = Outputs(store, Keys(environment), tuple(step.node for step in both))
+        by_node = {
+            id(step.node): 0.0 if known.complete(step.node) else cost
+            for step, cost in zip(both, self._costs(both), strict=True)
+        }
+
+        def total(some: Sequence[Step | TestStep]) -> float:
+            return sum(_count(step) * by_node[id(step.node)] for step in some)
+
+        cost = {place: total([step]) for place, step in enumerate(all_steps)}
+        self.steps, tested = trimmed(all_steps, cost, limit, total(self.tests))
         self.left = [step for step in all_steps if step not in self.steps]
-        by_node = {id(step.node): cost for step, cost in zip(all_steps, each, strict=True)}
-        self.estimate = count * sum(by_node[id(step.node)] for step in self.steps)
-        message(f"{len(self.steps)} attacks and checks on {count:,} images: {_time(self.estimate)}")
-        for part in dict.fromkeys(step.part for step in self.left):
+        tests = self.tests if tested else []
+        self.estimate = total([*self.steps, *tests])
+        said = f"{len(self.steps)} attacks and {len(tests)} self-tests"
+        message(f"{said} on {len(subject.images):,} images: {_time(self.estimate)}")
+        skipped = [] if tested else ["self-tests"]
+        for part in dict.fromkeys([*(step.part for step in self.left), *skipped]):
             message(f"left out to stay within {self.max_minutes:g} minutes: {part}")
         began = time.monotonic()
         outputs = execute(
-            [step.node for step in self.steps],
+            # The last self-test asks again after everything else.
+            [
+                *(step.node for step in self.steps),
+                *self.answers,
+                *self.corrupted,
+                *(one.node for one in tests),
+            ],
             store,
             worker,
             environment,
@@ -74,13 +117,13 @@ class AuditRun:
         )
         return outputs, time.monotonic() - began
 
-    def _costs(self, steps: Sequence[Step]) -> list[float]:
+    def _costs(self, steps: Sequence[Step | TestStep]) -> list[float]:
         """Estimate the seconds of each step for one image."""
         shake = self.subject.handshake
         rates = self._probe(steps, Rates(shake.images_per_second, shake.gradients_per_second, {}))
         return [seconds_of(step, rates) for step in steps]
 
-    def _probe(self, steps: Sequence[Step], rates: Rates) -> Rates:
+    def _probe(self, steps: Sequence[Step | TestStep], rates: Rates) -> Rates:
         """Attack a few images shortly at each threat.
 
         This gives the share of images that break soon, after how many gradients they break, and the
@@ -95,11 +138,14 @@ class AuditRun:
         index = torch.arange(min(PROBED, len(subject.sample_labels)))
         images = subject.sample[index]
         labels = subject.sample_labels[index]
-        asked = {
-            str(step.node.threat): step.node.threat
+        limited = [
+            step.node.threat
             for step in steps
-            if step.node.threat is not None and step.node.threat.eps is not None
-        }
+            if isinstance(step, Step)
+            and step.node.threat is not None
+            and step.node.threat.eps is not None
+        ]
+        asked = {str(threat): threat for threat in limited}
         gradients = seconds = 0.0
         with job("estimate", len(asked)) as progress:
             for name, threat in asked.items():
@@ -114,6 +160,21 @@ class AuditRun:
                 progress.advance(1, f"estimate: {name}")
         speed = gradients / seconds if gradients else rates.gradients
         return Rates(rates.forwards, speed, broken, soon)
+
+
+def other_images(
+    subject: Subject, spec: str | Path, options: Mapping[str, Any] | None
+) -> ImageSource:
+    """Read images of none of the classes, as the model of an audit takes them."""
+    channels, height, width = subject.images.image_shape
+    known = subject.classifier.preprocess or Preprocess()
+    if known.size is None:
+        known = replace(known, size=(height, width), channels=channels)
+    return read_unlabelled(spec, known, root=(options or {}).get("root"))
+
+
+def _count(step: Step | TestStep) -> int:
+    return len(step.node.images)
 
 
 def _time(seconds: float) -> str:

@@ -17,6 +17,7 @@ from demur.defenses import ConfidenceThreshold
 from demur.defenses.confidence_threshold import check_rate
 from demur.errors import DemurError
 from demur.evaluation.audit_plan import Target
+from demur.evaluation.audit_tests import First
 from demur.evaluation.handshake import Handshake, handshake
 from demur.evaluation.handshake.accuracy import expected_accuracy
 from demur.evaluation.handshake.logarithms import are_probabilities, with_logarithms
@@ -63,11 +64,9 @@ class Subject:
     target : Target
     images : ImageSource
     sample, sample_labels : Tensor of shape (n, C, H, W) and (n,)
-        The images of the handshake.
+        The images of the handshake; `first` has the first decision on each.
     handshake : Handshake
-    name, source : str
-        Of the model.
-    data_source : str
+    name, source, data_source : str
     fingerprint, base_fingerprint : str
     notes : tuple of str
     """
@@ -77,6 +76,7 @@ class Subject:
     images: ImageSource
     sample: Tensor
     sample_labels: Tensor
+    first: First
     handshake: Handshake
     name: str
     source: str
@@ -178,6 +178,7 @@ def prepare(
         images=images,
         sample=shown,
         sample_labels=sample.labels,
+        first=First(sample, shake.decisions),
         handshake=shake,
         name=name,
         source=loaded.source,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import polars as pl
 import torch
 
 from demur.commands.audit_baseline import beside
+from demur.commands.audit_checked import Checked
+from demur.commands.audit_run import AuditRun
 from demur.commands.audit_subject import Subject, normalisation
 from demur.data import ImageSet
 from demur.evaluation import counterexamples
-from demur.evaluation.audit_checks import self_tests, verdict
+from demur.evaluation.audit_checks import verdict
+from demur.evaluation.audit_other import OtherInputs, corruption_rows, other_inputs
 from demur.evaluation.audit_plan import Step
 from demur.evaluation.audit_results import (
     SCHEMA,
@@ -27,6 +30,7 @@ from demur.evaluation.audit_results import (
 from demur.evaluation.audit_results import (
     write as write_results,
 )
+from demur.evaluation.audit_rows import ran
 from demur.evaluation.keys import versions
 from demur.evaluation.pictures import NORMS, describe, enlarged
 from demur.evaluation.plan import Outputs
@@ -56,25 +60,46 @@ class About:
 
 def write(
     subject: Subject,
-    steps: Sequence[Step],
-    left: Sequence[Step],
+    run: AuditRun,
     outputs: Outputs,
     about: About,
     folder: Path,
 ) -> tuple[AuditResults, pl.DataFrame]:
     """Write all files of an audit."""
-    done = [step for step in steps if outputs.complete(step.node)]
-    missing = [*left, *(step for step in steps if step not in done)]
+    done = [step for step in run.steps if outputs.complete(step.node)]
+    missing = [*run.left, *(step for step in run.steps if step not in done)]
     records = outputs.records([step.node for step in done])
     rows = counterexamples.chosen(counterexamples.marked(records, done, outputs), done)
     rows = rows.with_columns(model=pl.lit(subject.name))
     counterexamples.save(rows, done, outputs, folder)
     _write_gallery(subject, rows, done, outputs, folder)
+    checked = Checked.of(records, ran(run.tests, outputs), subject, run)
+    # What a self-test broke is broken: it counts.
+    records = pl.concat([records, *checked.attacked])
     write_parquet(records, folder / "records.parquet")
-    results = _results(subject, records, done, missing, outputs, about)
+    results = _results(subject, records, done, missing, checked, outputs, about)
+    results = replace(results, other_inputs=_other_inputs(run, outputs))
     write_results(results, folder)
     render_audit(folder)
     return results, records
+
+
+def _other_inputs(run: AuditRun, outputs: Outputs) -> OtherInputs | None:
+    """Make the figures without an attack; None where the time was over."""
+    if not all(outputs.complete(node) for node in (*run.answers, *run.corrupted)):
+        return None
+    found = [[outputs.result(node, shard) for shard in range(node.shards)] for node in run.answers]
+    own, *ood = found
+    name = "" if run.ood is None else run.ood.name
+    figures = other_inputs(own, ood[0] if ood else [], name, run.seed)
+    rows = [
+        row
+        for node in run.corrupted
+        for row in corruption_rows(
+            node.family, [outputs.result(node, shard) for shard in range(node.shards)]
+        )
+    ]
+    return replace(figures, corruptions=rows)
 
 
 def _results(
@@ -82,12 +107,12 @@ def _results(
     records: pl.DataFrame,
     done: Sequence[Step],
     missing: Sequence[Step],
+    checked: Checked,
     outputs: Outputs,
     about: About,
 ) -> AuditResults:
-    randomised = subject.handshake.randomised
-    checks = self_tests(records, gradients=subject.gradients, randomised=randomised)
-    doubts = _doubts(subject, missing)
+    checks = checked.rows
+    doubts = [*_doubts(subject, missing), *checked.doubts]
     said = [line for line in subject.handshake.lines if line.state == "note"]
     notes = [*subject.notes, *(line.text for line in said if line.name in INFORMATION)]
     findings = [line.text for line in said if line.name not in INFORMATION]
@@ -104,6 +129,7 @@ def _results(
     costs = outputs.costs()
     cost = {
         "seconds": round(sum(one.seconds for one in costs), 3),
+        "self_tests": round(checked.seconds, 3),
         "estimate": round(about.estimate, 3),
         "elapsed": round(about.seconds, 3),
         "steps": [asdict(one) for one in costs],

@@ -11,7 +11,8 @@ from demur.errors import DemurError
 from demur.evaluation.audit_results import AuditResults, read
 from demur.evaluation.gate import Decision, GateResult, conclude, decide_rule, rows_of
 from demur.evaluation.gate_baseline import belongs, decide_increase, pair
-from demur.evaluation.gate_rules import SEEKS_ERRORS, BaselineRule, Rules, parse_rules
+from demur.evaluation.gate_other import decide_other
+from demur.evaluation.gate_rules import OTHER, SEEKS_ERRORS, BaselineRule, Rules, parse_rules
 from demur.evaluation.records import SCHEMA, decoding_records, read_parquet
 from demur.report.junit import badge_of, junit_of, markdown_of
 from demur.untrusted import read_text
@@ -71,7 +72,10 @@ def gate(
     outputs = [path for path in (junit, markdown, badge) if path]
     _refuse_overwriting(outputs, [file, folder, folder / "results.json"])
     audit = read(folder)
-    decided = [one for rule in chosen.rule for one in decide_rule(rule, audit, chosen)]
+    decided = []
+    for rule in chosen.rule:
+        decide = decide_other if rule.metric in OTHER else decide_rule
+        decided += decide(rule, audit, chosen)
     notes: list[str] = []
     if chosen.baseline is not None:
         increases, notes = _compare(audit, folder, chosen, chosen.baseline, file.parent)

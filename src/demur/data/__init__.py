@@ -8,6 +8,7 @@ from demur.data.background import (
     confusing_classes,
     with_background,
 )
+from demur.data.corruptions import CORRUPTIONS, corrupt
 from demur.data.formats import NoSplitError
 from demur.data.image_files import ImageFiles, ResizedImages
 from demur.data.image_source import ImageSource, in_memory
@@ -24,10 +25,12 @@ from demur.data.synthetic import (
     photo_patches,
     synthetic_backgrounds,
 )
+from demur.data.unlabelled import read_unlabelled
 from demur.data.verification import CheckResult, verify
 from demur.masks import Box
 
 __all__ = [
+    "CORRUPTIONS",
     "Box",
     "CandidateRate",
     "CheckResult",
@@ -42,6 +45,7 @@ __all__ = [
     "Selection",
     "SourceStatus",
     "confusing_classes",
+    "corrupt",
     "counted",
     "data_root",
     "download",
@@ -59,6 +63,7 @@ __all__ = [
     "read_label_map",
     "read_photo",
     "read_photos",
+    "read_unlabelled",
     "split_by_hash",
     "synthetic_backgrounds",
     "to_float",

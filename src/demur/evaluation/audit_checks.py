@@ -1,43 +1,34 @@
 """Self-tests of an audit, and its verdict: can these attacks be believed?"""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
 import polars as pl
 
 from demur.evaluation import checks
+from demur.evaluation.audit_counts import counted
 from demur.evaluation.audit_results import CheckRow, State, Verdict
 from demur.evaluation.records import PLACE
 from demur.goals import ForceReject
-from demur.metrics.intervals import clopper_pearson
 
 BLIND: Final = 0.01
 UNCONSTRAINED: Final = 0.01
 BLACK_BOX: Final = 0.002
 MONOTONE: Final = 0.01
-ONE_SIDED: Final = 0.90
-"""Of a two-sided interval whose lower bound is a one-sided 95 % bound."""
-
 DOUBTFUL: Final = frozenset({"unstable predictions", "incomplete optimisation", "doubling"})
 """Checks that leave doubt where they are flagged; any other flagged check makes it unsound."""
 
-LATER: Final = (
-    "unstable predictions",
-    "silent success",
-    "incomplete optimisation",
-    "transfer failure",
-    "doubling",
-    "binarization",
-    "twin",
-)
-"""Self-tests that this version does not run."""
-
 
 def self_tests(
-    records: pl.DataFrame, *, gradients: bool, randomised: bool = False
+    records: pl.DataFrame,
+    *,
+    gradients: bool,
+    randomised: bool = False,
+    noise: pl.DataFrame | None = None,
 ) -> list[CheckRow]:
-    """Run the self-tests that are queries over records.
+    """Run the self-tests that are queries over the records of the attacks.
 
     Parameters
     ----------
@@ -48,24 +39,23 @@ def self_tests(
     randomised : bool, default False
         Whether the model draws at random: outcomes of two attacks then differ by chance, and are
         not compared.
+    noise : polars.DataFrame, optional
+        Records of more random noise on some of the images.
 
     Returns
     -------
     list of CheckRow
-        Those that this version does not run have the state "not_run".
     """
-    records = records.select(_NEEDED)
-    clean = records.filter(pl.col("attack").is_null())
-    wrong = clean.filter(pl.col("outcome") == "wrong")
-    records = records.join(wrong, on=list(PLACE), how="anti")  # no attack breaks these
-    attacked = records.filter(pl.col("attack").is_not_null() & (pl.col("goal") != _FORCED))
-    compared = attacked.clear() if randomised else attacked
-    found = [
+    found = _prepared(records, randomised)
+    more = records if noise is None else pl.concat([records, noise])
+    noisy = _prepared(more, randomised)
+    attacked, compared = found
+    return [
         _unavailable_gradients(attacked, gradients),
         _unconstrained(attacked, gradients),
         _black_box(compared, gradients),
         _monotone(compared, gradients),
-        _beaten(compared, "noise", _NOISE, ~_NOISE, 0.0, "that every other attack leaves"),
+        _noise(noisy[1]),
         _beaten(
             compared,
             "single step <= many steps",
@@ -83,8 +73,15 @@ def self_tests(
             "that attackers who know the rejection leave",
         ),
     ]
-    later = "this version of demur does not run this self-test"
-    return [*found, *(CheckRow(name, None, None, "not_run", later) for name in LATER)]
+
+
+def _prepared(records: pl.DataFrame, randomised: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Give the rows of attacks, and those whose outcomes may be compared."""
+    records = records.select(_NEEDED)
+    wrong = records.filter(pl.col("attack").is_null() & (pl.col("outcome") == "wrong"))
+    records = records.join(wrong, on=list(PLACE), how="anti")  # no attack breaks these
+    attacked = records.filter(pl.col("attack").is_not_null() & (pl.col("goal") != _FORCED))
+    return attacked, attacked.clear() if randomised else attacked
 
 
 def verdict(rows: Iterable[CheckRow], *, certain: bool) -> Verdict:
@@ -95,14 +92,17 @@ def verdict(rows: Iterable[CheckRow], *, certain: bool) -> Verdict:
     rows : iterable of CheckRow
     certain : bool
         Whether all attacks of the plan ran, on a model that has gradients and is not randomised.
-        Otherwise the verdict is "doubtful" at best.
+        Otherwise the verdict is "doubtful" at best, as where a self-test that could be applied did
+        not run.
 
     Examples
     --------
     >>> verdict([CheckRow("noise", 3, 0, "flagged", "")], certain=True)
     'unsound'
     """
+    rows = list(rows)
     flagged = {row.name for row in rows if row.state == "flagged"}
+    certain = certain and all(row.state != "not_run" for row in rows)
     if flagged - DOUBTFUL:
         return "unsound"
     return "sound" if certain and not flagged else "doubtful"
@@ -111,6 +111,13 @@ def verdict(rows: Iterable[CheckRow], *, certain: bool) -> Verdict:
 _FORCED: Final = repr(ForceReject())
 _KIND: Final = pl.col("attack").str.extract(r"^(\w+)")
 _NOISE: Final = _KIND == "RandomNoise"
+_TOOL: Final = pl.col("by").fill_null(pl.col("attack"))
+_BLACK: Final = (
+    _TOOL.str.starts_with("Square")
+    | _TOOL.str.starts_with("RandomNoise")
+    | (pl.col("attacker") == "defence-unaware")
+)
+"""Attacks without gradients of the model itself."""
 _NEEDED: Final = (
     *("model", *PLACE, "attacker", "attack", "by", "norm", "eps", "goal", "mask"),
     *("success", "outcome", "backwards", "zero_gradients"),
@@ -134,7 +141,18 @@ def _beaten(
         most = max(most, len(only))
     if not n:
         return CheckRow(name, None, limit, "not_applicable", f"it counts images {left}")
-    return _counted(name, most, n, limit, f"images broken {left}")
+    return counted(name, most, n, limit, f"images broken {left}")
+
+
+def _noise(attacked: pl.DataFrame) -> CheckRow:
+    """Count the images that noise alone breaks (R13)."""
+    row = _beaten(attacked, "noise", _NOISE, ~_NOISE, 0.0, "that every other attack leaves")
+    draws = attacked.filter(_NOISE)["attack"].str.extract(r"draws=(\d+)").cast(pl.Int64).max()
+    if row.state == "not_applicable" or not isinstance(draws, int):
+        return row
+    share = 100 * (1 - 0.05 ** (1 / draws))
+    seen = f" {draws:,} draws find, with 95 %, what {share:.2g} % of the allowed images break."
+    return replace(row, text=row.text + seen)
 
 
 def _monotone(attacked: pl.DataFrame, gradients: bool) -> CheckRow:
@@ -154,7 +172,7 @@ def _monotone(attacked: pl.DataFrame, gradients: bool) -> CheckRow:
             n = max(n, len(both))
     if not n or not gradients:
         return CheckRow(name, None, MONOTONE, "not_applicable", f"it counts {text}")
-    return _counted(name, most, n, MONOTONE, text)
+    return counted(name, most, n, MONOTONE, text)
 
 
 def _unavailable_gradients(attacked: pl.DataFrame, gradients: bool) -> CheckRow:
@@ -164,11 +182,14 @@ def _unavailable_gradients(attacked: pl.DataFrame, gradients: bool) -> CheckRow:
         text = "the model gives no gradient: attacks with gradients did not run"
         return CheckRow(name, None, BLIND, "not_applicable", text)
     asked = attacked.filter(pl.col("backwards") > 0)
+    if asked.is_empty() and bool(attacked["zero_gradients"].is_null().all()):
+        text = "the attacks ran on the mean of a randomised model, whose gradients are not counted"
+        return CheckRow(name, None, BLIND, "not_applicable", text)
     blind = asked.group_by(PLACE).agg(
         all_zero=pl.col("zero_gradients").sum() >= pl.col("backwards").sum(),
         share=pl.col("zero_gradients").sum() / pl.col("backwards").sum(),
     )
-    return _counted(
+    return counted(
         name,
         int((blind["share"] > 0.5).sum()),
         len(blind),
@@ -179,15 +200,21 @@ def _unavailable_gradients(attacked: pl.DataFrame, gradients: bool) -> CheckRow:
 
 def _unconstrained(attacked: pl.DataFrame, gradients: bool) -> CheckRow:
     """I6 of Pintor et al. 2022: without a limit, an attack breaks every image."""
-    free = attacked.filter(pl.col("eps").is_infinite() & (pl.col("goal") == "evade"))
+    unlimited = pl.col("eps").is_infinite() | pl.col("eps").is_null()
+    free = attacked.filter(unlimited & (pl.col("goal") == "evade"))
     name = "unconstrained failure"
     text = "images that no attack breaks although every change is allowed"
     if free.is_empty():
         state: State = "not_run" if gradients else "not_applicable"
         return CheckRow(name, None, UNCONSTRAINED, state, f"it counts {text}")
-    broken = free.group_by(PLACE).agg((pl.col("outcome") == "wrong").any())
-    failed = int((~broken["outcome"]).sum())
-    return _counted(name, failed, len(broken), UNCONSTRAINED, text)
+    # What gradients break at a limit is allowed without one: successes are carried upward (R12).
+    known = attacked.filter(
+        (pl.col("goal") == "evade") & (pl.col("outcome") == "wrong") & ~_BLACK
+    ).select(PLACE)
+    wrong = free.filter(pl.col("outcome") == "wrong").select(PLACE)
+    left = free.select(PLACE).unique().join(pl.concat([known, wrong]), on=list(PLACE), how="anti")
+    n = free.select(PLACE).n_unique()
+    return counted(name, len(left), n, UNCONSTRAINED, text, left["image"].sort().to_list())
 
 
 def _black_box(attacked: pl.DataFrame, gradients: bool) -> CheckRow:
@@ -198,32 +225,6 @@ def _black_box(attacked: pl.DataFrame, gradients: bool) -> CheckRow:
     if not gradients or not n:
         return CheckRow(name, None, BLACK_BOX, "not_applicable", f"it counts {text}")
     broken = attacked.filter((pl.col("outcome") == "wrong") & pl.col("eps").is_finite())
-    tool = pl.col("by").fill_null(pl.col("attack"))
-    black = tool.str.starts_with("Square") | tool.str.starts_with("RandomNoise")
-    black = black | (pl.col("attacker") == "defence-unaware")
-    each = broken.group_by(["norm", "eps", *PLACE]).agg(black.all().alias("only"))
+    each = broken.group_by(["norm", "eps", *PLACE]).agg(_BLACK.all().alias("only"))
     most = each.filter(pl.col("only")).group_by(["norm", "eps"]).len()["len"].max()
-    return _counted(name, int(most) if isinstance(most, int) else 0, n, BLACK_BOX, text)
-
-
-def _counted(name: str, count: int, n: int, limit: float, text: str) -> CheckRow:
-    """Flag where the one-sided 95 % lower bound of the share exceeds the limit."""
-    if not n:
-        return CheckRow(name, None, limit, "not_run", f"it counts {text}")
-    low, _ = clopper_pearson(count, n, ONE_SIDED)
-    state: State = "flagged" if low > limit else "passed"
-    power = _power(n, limit)
-    said = f"{count} of {n} {text}. The check would flag {power} such images or more."
-    return CheckRow(name, count / n, limit, state, said)
-
-
-def _power(n: int, limit: float) -> int:
-    """Give the smallest count that would be flagged."""
-    low, high = 0, n
-    while low < high:
-        middle = (low + high) // 2
-        if clopper_pearson(middle, n, ONE_SIDED)[0] > limit:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return counted(name, int(most) if isinstance(most, int) else 0, n, BLACK_BOX, text)

@@ -18,10 +18,13 @@ from demur.attacks import (
     Square,
     Strongest,
     WithBPDA,
+    WithWiderKernels,
 )
 from demur.evaluation.audit_plan import Step
+from demur.evaluation.audit_tests import TestStep
+from demur.evaluation.selftests import SelfTest
 
-TRIMMED: Final = ("sweep", "force reject", "BPDA", "transfer", "ensemble")
+TRIMMED: Final = ("sweep", "force reject", "BPDA", "transfer", "self-tests", "ensemble")
 """What `--max-minutes` leaves out, in this order, until the rest fits."""
 
 
@@ -54,9 +57,13 @@ SOON: Final = 5
 """Gradients after which an image that breaks is broken, on average, where nothing is measured."""
 
 
-def seconds_of(step: Step, rates: Rates) -> float:
+def seconds_of(step: Step | TestStep, rates: Rates) -> float:
     """Estimate the seconds that a step takes for one image."""
     node = step.node
+    if isinstance(node, SelfTest):
+        forwards, gradients = node.probe.passes()
+        each = gradients / rates.gradients if rates.gradients else 0.0
+        return forwards / rates.forwards + each
     if node.attack is None:
         return 1 / rates.forwards
     assert node.threat is not None
@@ -82,7 +89,7 @@ def seconds_of(step: Step, rates: Rates) -> float:
 
 def passes(attack: Attack) -> tuple[float, float]:
     """Count the forward passes without a gradient, and the gradients, for an unbroken image."""
-    if isinstance(attack, WithBPDA):
+    if isinstance(attack, WithBPDA | WithWiderKernels):
         return passes(attack.attack)
     if isinstance(attack, RandomNoise):
         return attack.draws, 0
@@ -101,7 +108,9 @@ def passes(attack: Attack) -> tuple[float, float]:
     return attack.n_queries, 11 + attack.steps * (4 + targets)
 
 
-def trimmed(steps: Sequence[Step], cost: Mapping[int, float], limit: float) -> list[Step]:
+def trimmed(
+    steps: Sequence[Step], cost: Mapping[int, float], limit: float, tests: float = 0.0
+) -> tuple[list[Step], bool]:
     """Leave parts out in the order of `TRIMMED` until the rest takes at most `limit` seconds.
 
     Parameters
@@ -110,15 +119,21 @@ def trimmed(steps: Sequence[Step], cost: Mapping[int, float], limit: float) -> l
     cost : mapping of int to float
         Seconds of each step, by its place. What costs nothing is computed already, and stays.
     limit : float
+    tests : float, default 0
+        Seconds of the self-tests.
 
     Returns
     -------
-    list of Step
-        What stays. The clean images, noise, the single step and PGD always stay.
+    list of Step, bool
+        What stays, and whether the self-tests stay. The clean images, noise, the single step and
+        PGD always stay.
     """
     left = dict(enumerate(steps))
+    tested = True
     for part in TRIMMED:
-        if sum(cost[place] for place in left) <= limit:
+        if sum(cost[place] for place in left) + tested * tests <= limit:
             break
+        if part == "self-tests":
+            tested = not tests
         left = {place: step for place, step in left.items() if step.part != part or not cost[place]}
-    return list(left.values())
+    return list(left.values()), tested

@@ -16,11 +16,14 @@ from demur.attacks import (
     Square,
     Strongest,
     WithBPDA,
+    WithWiderKernels,
 )
 from demur.attacks.strongest import PROFILES as ENSEMBLES
+from demur.attacks.strongest import WIDER
 from demur.errors import DemurError, unknown
 from demur.evaluation.nodes import ModelNode
 from demur.evaluation.on_images import Evaluate
+from demur.evaluation.selftests.budget import Budget
 from demur.threat import ThreatModel
 
 SWEEP: Final = (0.5, 2.0, 4.0, math.inf)
@@ -42,6 +45,8 @@ class Profile:
         Steps of PGD at the other sizes.
     bpda : bool
         Whether operations without useful gradients are attacked straight through (BPDA).
+    tests : Budget
+        Of the self-tests.
     """
 
     noise: int
@@ -49,13 +54,20 @@ class Profile:
     restarts: int
     ensemble: Strongest
     sweep: int
+    tests: Budget
     bpda: bool = False
 
 
 PROFILES: Final[Mapping[str, Profile]] = {
-    "quick": Profile(10, 10, 1, ENSEMBLES["quick"], 10),
-    "standard": Profile(100, 40, 2, ENSEMBLES["standard"], 20),
-    "thorough": Profile(1000, 100, 5, ENSEMBLES["thorough"], 40, bpda=True),
+    "quick": Profile(10, 10, 1, ENSEMBLES["quick"], 10, Budget((8, 199), (100, 20), (10, 50), 50)),
+    "standard": Profile(
+        100, 40, 2, ENSEMBLES["standard"], 20, Budget((64, 499), (1000, 50), (50, 200), 200)
+    ),
+    "thorough": Profile(
+        *(1000, 100, 5, ENSEMBLES["thorough"], 40),
+        Budget((512, 999), (10_000, 100), (100, 1000), 1000),
+        bpda=True,
+    ),
 }
 
 
@@ -81,6 +93,8 @@ class Target:
         Whether the model contains operations without useful gradients.
     gradients : bool, default True
         Whether the model has gradients. One without meets only attacks that need scores.
+    kernels : bool, default False
+        Whether the model has kernel machines, whose gradients are zero far from the data.
     """
 
     model: ModelNode
@@ -91,6 +105,7 @@ class Target:
     base: ModelNode | None = None
     suspicious: bool = False
     gradients: bool = True
+    kernels: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,6 +209,10 @@ class _Maker:
             if str(other) not in given:
                 attack = PGD(steps=profile.sweep)
                 yield self._step("sweep", threat, attack, within=other, keep="nothing")
+                if self.target.kernels and other.eps == math.inf:
+                    # Far from all support vectors, a kernel machine is flat (R20).
+                    wide = WithWiderKernels(attack, WIDER[-1])
+                    yield self._step("sweep", threat, wide, within=other, keep="nothing")
 
     def _sent(self, threat: ThreatModel) -> Iterator[Step]:
         """Give the attacks on other models, whose images are sent to this one."""

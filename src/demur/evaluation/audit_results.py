@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from demur.data.messages import printable
 from demur.errors import DemurError
+from demur.evaluation.audit_other import OtherInputs
 from demur.evaluation.records import OUTCOMES, PLACE, worst_case
 from demur.goals import ForceReject
 from demur.metrics.intervals import clopper_pearson
@@ -114,6 +115,7 @@ class AuditResults:
     """Why the verdict cannot be "sound", whatever the self-tests say."""
     findings: list[str] = field(default_factory=list)
     """What changes how a figure is read. `notes` are information."""
+    other_inputs: OtherInputs | None = None
 
 
 _FILE = TypeAdapter(AuditResults)

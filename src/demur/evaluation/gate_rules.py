@@ -1,6 +1,6 @@
 """The rules of a gate: limits for the figures of an audit, in a TOML file."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,8 +14,11 @@ from demur.untrusted import parse_toml
 CLEAN: Final = "clean"
 SEEKS_ERRORS: Final = ("none", "evade")
 """Goals of an audit for which a wrong answer is the worst outcome."""
-RESERVED: Final = ("proven", "accepted_ood", "aurc")
+RESERVED: Final = ("proven",)
 """Metrics of later versions."""
+OTHER: Final = ("accepted_ood", "aurc")
+"""Metrics without an attack, which need no threat."""
+METRICS: Final = (*OUTCOMES, *OTHER)
 Side = Literal["max", "min"]
 
 
@@ -27,10 +30,11 @@ def _share(value: float) -> float:
 
 
 def _metric(name: str) -> str:
+    known = ", ".join(METRICS)
     if name in RESERVED:
-        raise ValueError(f"{name} is not measured by this version of audit: {', '.join(OUTCOMES)}")
-    if name not in OUTCOMES:
-        raise unknown("metric", name, OUTCOMES)
+        raise ValueError(f"{name} is not measured by this version of audit: {known}")
+    if name not in METRICS:
+        raise unknown("metric", name, METRICS)
     return name
 
 
@@ -43,7 +47,7 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Rule(BaseModel):
-    """Limits of one share at one threat."""
+    """Limits of one share at one threat, or of a figure without an attack."""
 
     model_config = _STRICT
     metric: Annotated[str, AfterValidator(_metric)]
@@ -51,6 +55,15 @@ class Rule(BaseModel):
     goal: Literal["evade", "force-reject"] = "evade"
     max: Share | None = None
     min: Share | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_attack(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("metric") not in OTHER:
+            return given
+        if "threat" in given and given["threat"] != CLEAN:
+            raise ValueError(f"{given['metric']} has no threat: leave the line out")
+        return {**given, "threat": CLEAN}
 
     @model_validator(mode="after")
     def _limited(self) -> "Rule":

@@ -8,6 +8,7 @@ from demur.metrics.intervals import (
     wilson_interval,
 )
 from demur.metrics.outcomes import Rates, Spread, rates, spread
+from demur.metrics.selective import aurc, risk_coverage
 
 __all__ = [
     "OutcomeCurve",
@@ -16,10 +17,12 @@ __all__ = [
     "RejectionFigures",
     "Share",
     "Spread",
+    "aurc",
     "clopper_pearson",
     "paired_bounds",
     "paired_p_value",
     "rates",
+    "risk_coverage",
     "spread",
     "wilson_interval",
 ]

@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Final
 
+from demur.evaluation.audit_other import OtherInputs
 from demur.evaluation.audit_results import AuditResults, ThreatRow, read
 from demur.evaluation.results import Curve, Series
 from demur.report import gallery as galleries
@@ -27,7 +28,7 @@ FRAMEWORKS: Final = (
 )
 
 VERDICTS: Final = {
-    "sound": "All self-tests that ran passed: the figures are an upper bound on robustness that can be "
+    "sound": "All self-tests that can be applied passed: the figures are an upper bound on robustness that can be "
     "defended.",
     "doubtful": "There is doubt: a stronger attack may find more.",
     "unsound": "A self-test shows that an attack failed by its own fault: do not call this model "
@@ -73,10 +74,17 @@ def page(results: AuditResults, gallery: Gallery | None) -> str:
         facets=facets(gallery) if gallery else {},
         outcomes=OUTCOMES,
         frameworks=FRAMEWORKS,
+        risks=_places(results.other_inputs),
         style=asset("style.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
+
+
+def _places(other: OtherInputs | None) -> list[int]:
+    """Give the places of the curve that the page shows: about ten coverages."""
+    count = 0 if other is None else min(len(other.coverage), len(other.risk))
+    return sorted({round(step * (count - 1) / 10) for step in range(11)}) if count else []
 
 
 def sentences(results: AuditResults) -> list[str]:
@@ -99,6 +107,13 @@ def sentences(results: AuditResults) -> list[str]:
         found.append(
             f"Without an attack, {_percent(clean, 'correct')} are correct and "
             f"{100 * clean.rejected:.1f} % rejected."
+        )
+    other = results.other_inputs
+    if other is not None and other.ood is not None:
+        bounds = f"{100 * other.ood.accepted_low:.1f} to {100 * other.ood.accepted_high:.1f}"
+        found.append(
+            f"Of {other.ood.n:,} images of none of the classes ({other.ood.name}), the model accepts "
+            f"{100 * other.ood.accepted:.1f} % ({bounds})."
         )
     return [*found, VERDICTS[results.verdict], *results.doubts]
 

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from demur import seeds
 from demur.attacks.frozen import frozen
-from demur.classifier import Classifier, check_classifier, check_counts, is_out_of_memory
+from demur.classifier import (
+    Classifier,
+    check_classifier,
+    check_counts,
+    decide,
+    is_out_of_memory,
+)
 from demur.errors import DemurError
 from demur.evaluation.handshake import answers, inputs
 from demur.evaluation.handshake.accuracy import check_accuracy, expected_accuracy
@@ -38,6 +44,8 @@ class Handshake:
         Of forward passes, and of forward and backward passes; 0 if there are no gradients.
     suspicious : tuple of str
         Operations without useful gradients; see `suspicious_operations`.
+    decisions : tuple of int
+        The first decision on each image; -1 is a rejection.
     """
 
     lines: tuple[Line, ...]
@@ -48,6 +56,7 @@ class Handshake:
     images_per_second: float
     gradients_per_second: float
     suspicious: tuple[str, ...]
+    decisions: tuple[int, ...] = ()
 
 
 def handshake(
@@ -199,7 +208,15 @@ class _Meeting:
                     "the model changed the images that it was given: let it clone its input."
                 )
         return Handshake(
-            tuple(self.lines), attacked, size, randomised, accuracy, rates[0], rates[1], suspicious
+            tuple(self.lines),
+            attacked,
+            size,
+            randomised,
+            accuracy,
+            rates[0],
+            rates[1],
+            suspicious,
+            tuple(decide(scores, classifier.num_classes).tolist()),
         )
 
     def answer(self, sample: Sample) -> None:
