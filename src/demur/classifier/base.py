@@ -14,6 +14,7 @@ from demur.classifier.decisions import decide, outcomes_of
 from demur.classifier.guard import Probes, answer_of, table_of
 from demur.classifier.modes import device_of, evaluating
 from demur.classifier.preprocess import Preprocess
+from demur.classifier.provenance import Provenance
 from demur.errors import DemurError, ModuleError
 from demur.hardware import tuned
 
@@ -53,10 +54,13 @@ class Classifier(nn.Module):
         How an image file becomes an input, where that is known.
     class_names : tuple of str or None
         Names of the classes, where they are known.
+    provenance : Provenance or None
+        What the classifier was made from, if `demur.harden` made it.
     """
 
     preprocess: Preprocess | None = None
     class_names: tuple[str, ...] | None = None
+    provenance: Provenance | None = None
 
     def __init__(self, module: nn.Module, num_classes: int, rejects: bool | None = None) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from demur.classifier import Classifier, Preprocess, check_images
-from demur.commands.audit_models import code_of, target_of
+from demur.commands.audit_models import code_of, target_of, unseen
 from demur.data import ImageSet, ImageSource, read_images, split_by_hash
 from demur.data.images import to_float
 from demur.defenses import ConfidenceThreshold
@@ -119,7 +119,8 @@ def prepare(
     loaded = load(model, {**shape_of(model, data), **model_options}, shape)
     classifier = loaded.classifier
     images = _images(data, classifier, data_options)
-    notes = [*loaded.notes, *images.notes]
+    images, left_out = unseen(images, classifier)
+    notes = [*loaded.notes, *images.notes, *left_out]
     fingerprint = loaded.fingerprint
     if reject.score is not None:
         classifier, said = _without_probabilities(classifier, images, seed)
