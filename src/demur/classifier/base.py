@@ -118,6 +118,17 @@ class Classifier(nn.Module):
     def _move_threshold(self, value: float) -> None:
         self._threshold = value
 
+    def _acceptance(self, scores: Tensor) -> Tensor:
+        """Give, for scores (N, K + 1), the number (N,) float64 that the threshold is compared with:
+        images at least at the threshold are accepted. It does not depend on the threshold.
+        """
+        best = scores[:, : self.num_classes].amax(1).double()
+        return best - (scores[:, -1].double() - self._threshold)
+
+    def _accept_from(self, value: float) -> None:
+        """Set the threshold, in the scale of `_acceptance`."""
+        self._move_threshold(value)
+
     def forward(self, images: Tensor) -> Tensor:
         """Compute scores (N, num_classes [+ 1]) of images (N, C, H, W) in the module's precision.
 

@@ -118,7 +118,7 @@ def prepare(
 
     loaded = load(model, {**shape_of(model, data), **model_options}, shape)
     classifier = loaded.classifier
-    images = _images(data, classifier, data_options)
+    images = images_for(data, classifier, data_options)
     images, left_out = unseen(images, classifier)
     notes = [*loaded.notes, *images.notes, *left_out]
     fingerprint = loaded.fingerprint
@@ -218,7 +218,7 @@ def shape_of(model: object, data: object) -> dict[str, Any]:
     return {"preprocess": Preprocess(size=(shape[1], shape[2]), channels=shape[0])}
 
 
-def _images(
+def images_for(
     data: str | Path | ImageSource | tuple[Tensor, Tensor],
     classifier: Classifier,
     options: Mapping[str, Any],

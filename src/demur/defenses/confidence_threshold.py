@@ -126,6 +126,12 @@ class ConfidenceThreshold(Defense):
         self._check_fitted()
         self._thresholded.limit = _limit(self.score, value)
 
+    def _acceptance(self, scores: Tensor) -> Tensor:
+        return self._thresholded.confidence(scores[:, : self.num_classes])
+
+    def _accept_from(self, value: float) -> None:
+        self._thresholded.limit = value
+
     @property
     def _thresholded(self) -> "_Thresholded":
         assert isinstance(self.module, _Thresholded)

@@ -101,6 +101,8 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
         network = builder(**arguments)
         if "head" in architecture:
             replace_head(network, architecture["head"])
+            described: Any = dict(architecture)
+            network.architecture = described
         return network
     except DemurError:
         raise
