@@ -138,10 +138,10 @@ class Classifier(nn.Module):
             If the module fails, does not return one row of scores for each image, or the number of
             columns contradicts `num_classes` and `rejects`.
         """
-        if torch.compiler.is_exporting():  # the number of images is a symbol: it is not checked
-            scores: Tensor = self.module(images)
+        answer = answer_of(self.module, images, self._probes.value)
+        if torch.compiler.is_exporting() and isinstance(answer, Tensor):
+            scores = answer  # the number of images is a symbol: it cannot be checked
         else:
-            answer = answer_of(self.module, images, self._probes.value)
             scores = self._table(answer, len(images))
         if self._threshold and scores.shape[1] > self.num_classes:
             scores = torch.cat([scores[:, :-1], scores[:, -1:] + self._threshold], 1)

@@ -8,11 +8,22 @@ from typing import TextIO
 
 import typer
 
-from demur.cli import INTERRUPTED, audit, data, gate, harden, photographs, predict, studies
+from demur.cli import INTERRUPTED, audit, data, export, gate, harden, photographs, predict, studies
 from demur.cli.app import FILE_WIDTH, ClosedPipe, app, log_console, out_console
 from demur.errors import DemurError, DemurWarning, one_line
 
-__all__ = ["app", "audit", "data", "gate", "harden", "photographs", "predict", "run", "studies"]
+__all__ = [
+    "app",
+    "audit",
+    "data",
+    "export",
+    "gate",
+    "harden",
+    "photographs",
+    "predict",
+    "run",
+    "studies",
+]
 
 CLOSED_PIPE = 141
 LONGEST = 2000

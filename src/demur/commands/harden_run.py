@@ -5,14 +5,14 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from demur.classifier import Classifier, Outcome, Provenance, outcomes_of
+from demur.classifier import Classifier, Outcome, Preprocess, Provenance, outcomes_of
 from demur.commands.harden_data import Material, by_chunks
 from demur.commands.harden_steps import Given, Step
 from demur.commands.harden_threshold import ThresholdRule, set_threshold
@@ -152,7 +152,9 @@ class HardenRun:
             notes = self._threshold(classifier)
             progress.advance(1, "threshold")
         base = material.base.classifier
-        classifier.preprocess = base.preprocess
+        channels, height, width = material.learn.image_shape
+        known = base.preprocess or Preprocess(channels=channels)
+        classifier.preprocess = known if known.size else replace(known, size=(height, width))
         classifier.class_names = base.class_names
         classifier.provenance = self.provenance()
         return classifier, (*material.notes, *notes)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from demur.classifier import Classifier, check_counts, check_labels
 from demur.data import to_float
 from demur.defenses.base import Defense
+from demur.defenses.margins import next_above
 from demur.errors import DemurError, unknown
 from demur.metrics.rejection import quantile_threshold
 
@@ -270,8 +271,7 @@ def _above(best: Tensor, ahead: Tensor) -> Tensor:
     joint = (best.double() + ahead).to(precision)
     score = best.detach().to(precision)
     lost = (ahead > 0) & (joint <= score)
-    least = torch.nextafter(score, torch.full_like(score, torch.inf))
-    return torch.where(lost, joint + (least - joint.detach()), joint)
+    return torch.where(lost, joint + (next_above(score) - joint.detach()), joint)
 
 
 def _limit(score: str, threshold: float) -> float:

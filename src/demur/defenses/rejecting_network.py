@@ -90,7 +90,7 @@ class RejectingNetwork(nn.Module):
         scores = by_layer[0]
         if self.combiner is not None:
             scores = self.scores_of(self.combiner, self.combiner(torch.cat(by_layer, 1)))
-        return torch.cat([scores, self.threshold.to(scores).expand(len(scores), 1)], 1)
+        return torch.cat([scores, self.threshold.to(scores).expand(scores.shape[0], 1)], 1)
 
     @torch.no_grad()
     def features_of(self, layer: str, images: Tensor, device: torch.device) -> Tensor:
