@@ -34,7 +34,11 @@ def made(kind):
         found = test_bundles.made("background")
         found.set_threshold(0.25)
         return found
-    return test_bundles.made(kind)
+    found = test_bundles.made(kind)
+    if kind == "deep neural rejection":
+        # Its threshold is the score of an image, and that of all images far from the digits.
+        found.set_threshold(found.threshold - 1e-4)
+    return found
 
 
 def check(classifier, path, form):
@@ -147,6 +151,15 @@ def test_another_decision_is_found_and_nothing_is_written(tmp_path, monkeypatch)
     done = command("export", tmp_path / "b", "--format", "pt2")
     assert done.returncode == 1 and "was not written" in done.stderr
     assert not (tmp_path / "b" / "model.pt2").exists()
+
+
+def test_images_on_the_threshold_are_said_to_be_so():
+    expected = torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]])
+    found = expected + torch.tensor([0.0, 0.0, 1e-7])
+    parity = exporting._compared(expected, found, 2)
+    assert parity.equal == 1 and parity.ties and "on the threshold" in str(parity)
+    parity = exporting._compared(expected, -expected, 2)
+    assert parity.equal < 2 and not parity.ties
 
 
 def test_the_command_writes_into_the_bundle_and_says_the_difference(tmp_path):

@@ -42,6 +42,8 @@ class Parity:
         The largest difference of a score.
     scale : float
         The largest score, at least 1.
+    ties : bool, default False
+        Whether decisions differ only where two scores differ by less than rounding changes them.
 
     Examples
     --------
@@ -53,6 +55,7 @@ class Parity:
     equal: int
     difference: float
     scale: float
+    ties: bool = False
 
     @property
     def close(self) -> bool:
@@ -60,9 +63,10 @@ class Parity:
         return self.difference <= TOLERANCE * self.scale
 
     def __str__(self) -> str:
+        tied = " The others lie exactly on the threshold: move it a little." if self.ties else ""
         return (
             f"{self.equal} of {self.n} decisions are equal; scores differ by at most "
-            f"{self.difference:.2g} (largest score {self.scale:.3g})."
+            f"{self.difference:.2g} (largest score {self.scale:.3g}).{tied}"
         )
 
 
@@ -277,4 +281,7 @@ def _compared(expected: Tensor, found: Tensor, num_classes: int) -> Parity:
         raise ParityError(f"the exported graph gives {tuple(found.shape)} scores, or no numbers.")
     same = decide(expected, num_classes) == decide(found, num_classes)
     difference = float((expected - found).abs().max())
-    return Parity(len(expected), int(same.sum()), difference, max(1.0, float(expected.abs().max())))
+    scale = max(1.0, float(expected.abs().max()))
+    best = expected.topk(2, 1).values
+    ties = not bool(same.all()) and bool((best[~same, 0] - best[~same, 1] <= 2 * difference).all())
+    return Parity(len(expected), int(same.sum()), difference, scale, ties)
