@@ -155,7 +155,7 @@ def test_a_moved_threshold_comes_back(saved, name, tmp_path):
 def test_the_config_is_plain_json_with_the_schema_and_the_architecture(saved):
     _, folder = saved("deep neural rejection")
     config = json.loads((folder / CONFIG).read_text())
-    assert config["schema"] == 1 and config["kind"] == "DeepNeuralRejection"
+    assert config["schema"] == 2 and config["kind"] == "DeepNeuralRejection"
     assert config["network"] == small().architecture
     assert config["parameters"]["gamma"] == [1.0, 1.0]
     assert len(config["fitted"]["gammas"]) == 3
@@ -198,7 +198,7 @@ def test_a_network_that_demur_did_not_build_is_given_at_loading(tmp_path):
     deep = DeepNeuralRejection(network(), 10, ["1", "2"], C=1.0).fit(images, labels)
     deep.save(tmp_path)
     assert json.loads((tmp_path / CONFIG).read_text())["network"] is None
-    with pytest.raises(DemurError, match=r"load_model\(folder, network=...\)"):
+    with pytest.raises(DemurError, match=r"load_model\(folder, network=...\).*--arch py:"):
         load_model(tmp_path)
     given = network()
     before = given[2].weight.clone()
@@ -279,7 +279,7 @@ def set_to(*path_and_value):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (set_to("schema", 2), r"schema '2'; this version of demur reads schema 1"),
+        (set_to("schema", 3), r"schema '3', which demur 0.1.0 wrote; .* reads schema 2"),
         (lambda config: config.pop("schema"), "schema 'None'"),
         (set_to("kind", "BackgroundClas"), "Did you mean 'BackgroundClass'"),
         (set_to("kind", ["x"]), "do not fit"),

@@ -98,7 +98,9 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
-@pytest.mark.parametrize("page", ["index", "concepts", "defenses", "attacks", "evaluation"])
+@pytest.mark.parametrize(
+    "page", ["index", "concepts", "defenses", "attacks", "evaluation", "harden"]
+)
 @pytest.mark.slow
 def test_the_examples_of_a_page_run_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -15,8 +15,6 @@ from sklearn.metrics import accuracy_score
 from demur import REJECT, Classifier, DemurError, Outcome, outcomes
 from demur.attacks import FGSM
 from demur.evaluation import Store, offset_for, security_curve, shifted
-from demur.evaluation.store import computed
-from demur.files import canonical_json, digest
 from demur.metrics import rates, spread, wilson_interval
 from demur.progress import Silent, reporting
 from demur.threat import ThreatModel
@@ -154,29 +152,29 @@ class Listening(Silent):
         self.messages.append(text)
 
 
-def stored(folder, config, value=1.5):
-    """The stored result of a configuration, or a new one; and whether it is new."""
-    store = Store(folder)
-    key = digest(canonical_json(config))
-    if found := store.read(key):
-        return found, False
-    tensors = {
-        "images": torch.arange(6, dtype=torch.uint8).reshape(2, 3),
-        "mask": torch.tensor([True, False]),
-    }
-    new = computed(key, ({"value": value}, tensors), seconds=0.5)
-    store.write(new, config)
-    return new, True
+def compute_with(calls, value=1.5):
+    def compute(checkpoint):
+        calls.append(checkpoint)
+        return {"value": value}, {
+            "images": torch.arange(6, dtype=torch.uint8).reshape(2, 3),
+            "mask": torch.tensor([True, False]),
+        }
+
+    return compute
 
 
-def test_a_stored_result_is_read_as_it_was_written(tmp_path):
-    first, _ = stored(tmp_path, {"attack": "fgs", "eps": 0.1})
-    again, new = stored(tmp_path, {"eps": 0.1, "attack": "fgs"})
-    assert not new
-    assert again.values == first.values == {"value": 1.5}
-    assert again.seconds == first.seconds
+def test_a_result_is_computed_once_and_stored(tmp_path):
+    calls = []
+    first = Store(tmp_path).cell({"attack": "fgs", "eps": 0.1}, compute_with(calls))
+    again = Store(tmp_path).cell({"eps": 0.1, "attack": "fgs"}, compute_with(calls))
+    assert (
+        len(calls) == 1
+        and again.values == first.values == {"value": 1.5}
+        and again.seconds == first.seconds
+    )
     assert all(torch.equal(again.tensors[name], first.tensors[name]) for name in first.tensors)
-    assert stored(tmp_path, {"attack": "fgs", "eps": 0.2})[1]
+    Store(tmp_path).cell({"attack": "fgs", "eps": 0.2}, compute_with(calls))
+    assert len(calls) == 2
 
 
 def _rewrite(path, change):
@@ -210,30 +208,42 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_result_counts_as_missing_with_a_warning(tmp_path, damage):
+def test_a_damaged_result_is_computed_again_with_a_warning(tmp_path, damage):
+    calls = []
     listening = Listening()
-    stored(tmp_path, {"a": 1})
+    Store(tmp_path).cell({"a": 1}, compute_with(calls))
     (path,) = tmp_path.glob("*.safetensors")
     DAMAGE[damage](path)
     with reporting(listening):
-        found, new = stored(tmp_path, {"a": 1})
-    assert new
-    assert found.values == {"value": 1.5}
-    assert "damaged or belongs to another" in listening.messages[0]
+        cell = Store(tmp_path).cell({"a": 1}, compute_with(calls))
+    assert (
+        len(calls) == 2
+        and cell.values == {"value": 1.5}
+        and "damaged or belongs to another" in listening.messages[0]
+    )
     with reporting(listening):
-        assert not stored(tmp_path, {"a": 1})[1]
-    assert len(listening.messages) == 1
+        Store(tmp_path).cell({"a": 1}, compute_with(calls))
+    assert len(calls) == 2 and len(listening.messages) == 1
 
 
-def test_the_result_of_another_configuration_counts_as_missing(tmp_path):
+def test_the_result_of_another_configuration_is_computed_again(tmp_path):
+    calls = []
     listening = Listening()
-    stored(tmp_path, {"a": 1}, 1.0)
+    store = Store(tmp_path)
+    store.cell({"a": 1}, compute_with(calls, 1.0))
     (ours,) = tmp_path.glob("*.safetensors")
-    stored(tmp_path, {"a": 2}, 2.0)
+    store.cell({"a": 2}, compute_with(calls, 2.0))
     (theirs,) = set(tmp_path.glob("*.safetensors")) - {ours}
     ours.write_bytes(theirs.read_bytes())
     with reporting(listening):
-        found, new = stored(tmp_path, {"a": 1}, 1.0)
-    assert new
-    assert found.values == {"value": 1.0}
-    assert listening.messages
+        assert store.cell({"a": 1}, compute_with(calls, 1.0)).values == {"value": 1.0}
+    assert len(calls) == 3 and listening.messages
+
+
+def test_a_failed_computation_leaves_no_file(tmp_path):
+    def fail(checkpoint):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path).cell({"a": 1}, fail)
+    assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from demur.classifier import REJECT, Classifier, Outcome, black_box, outcomes
     from demur.commands.audit import audit, benchmark
+    from demur.commands.harden import harden
     from demur.errors import DemurError, DemurWarning
     from demur.loading import load_model, wrap
     from demur.threat import ThreatModel
@@ -25,6 +26,7 @@ _HOME = {
     "audit": "commands.audit",
     "benchmark": "commands.audit",
     "black_box": "classifier",
+    "harden": "commands.harden",
     "load_model": "loading",
     "outcomes": "classifier",
     "wrap": "loading",
@@ -48,6 +50,7 @@ __all__ = [
     "audit",
     "benchmark",
     "black_box",
+    "harden",
     "load_model",
     "outcomes",
     "wrap",

@@ -6,12 +6,14 @@ from demur.classifier.decisions import REJECT, Outcome, decide, outcomes_of
 from demur.classifier.guard import is_out_of_memory, raising_module_errors
 from demur.classifier.modes import device_of, evaluating, modes_kept
 from demur.classifier.preprocess import Preprocess
+from demur.classifier.provenance import Provenance
 
 __all__ = [
     "REJECT",
     "Classifier",
     "Outcome",
     "Preprocess",
+    "Provenance",
     "black_box",
     "check_classifier",
     "check_counts",

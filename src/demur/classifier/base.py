@@ -14,6 +14,7 @@ from demur.classifier.decisions import decide, outcomes_of
 from demur.classifier.guard import Probes, answer_of, table_of
 from demur.classifier.modes import device_of, evaluating
 from demur.classifier.preprocess import Preprocess
+from demur.classifier.provenance import Provenance
 from demur.errors import DemurError, ModuleError
 from demur.hardware import tuned
 
@@ -53,10 +54,13 @@ class Classifier(nn.Module):
         How an image file becomes an input, where that is known.
     class_names : tuple of str or None
         Names of the classes, where they are known.
+    provenance : Provenance or None
+        What the classifier was made from, if `demur.harden` made it.
     """
 
     preprocess: Preprocess | None = None
     class_names: tuple[str, ...] | None = None
+    provenance: Provenance | None = None
 
     def __init__(self, module: nn.Module, num_classes: int, rejects: bool | None = None) -> None:
         super().__init__()
@@ -114,6 +118,17 @@ class Classifier(nn.Module):
     def _move_threshold(self, value: float) -> None:
         self._threshold = value
 
+    def _acceptance(self, scores: Tensor) -> Tensor:
+        """Give, for scores (N, K + 1), the number (N,) float64 that the threshold is compared with:
+        images at least at the threshold are accepted. It does not depend on the threshold.
+        """
+        best = scores[:, : self.num_classes].amax(1).double()
+        return best - (scores[:, -1].double() - self._threshold)
+
+    def _accept_from(self, value: float) -> None:
+        """Set the threshold, in the scale of `_acceptance`."""
+        self._move_threshold(value)
+
     def forward(self, images: Tensor) -> Tensor:
         """Compute scores (N, num_classes [+ 1]) of images (N, C, H, W) in the module's precision.
 
@@ -124,7 +139,10 @@ class Classifier(nn.Module):
             columns contradicts `num_classes` and `rejects`.
         """
         answer = answer_of(self.module, images, self._probes.value)
-        scores = self._table(answer, len(images))
+        if torch.compiler.is_exporting() and isinstance(answer, Tensor):
+            scores = answer  # the number of images is a symbol: it cannot be checked
+        else:
+            scores = self._table(answer, len(images))
         if self._threshold and scores.shape[1] > self.num_classes:
             scores = torch.cat([scores[:, :-1], scores[:, -1:] + self._threshold], 1)
         return scores

@@ -42,6 +42,8 @@ def answer_of(module: nn.Module, images: Tensor, probes: Probes) -> object:
         If the module raises an error, or changes images that it did not change before.
     """
     given = _in_precision(module, images)
+    if torch.compiler.is_exporting():
+        return module(given)
     if given is not images:
         return _asked(module, given)
     if torch.compiler.is_compiling():

@@ -13,14 +13,29 @@ from demur.cli import (
     audit,
     counterexamples,
     data,
+    export,
     gate,
+    harden,
     photographs,
+    predict,
     studies,
 )
 from demur.cli.app import FILE_WIDTH, ClosedPipe, app, log_console, out_console
 from demur.errors import DemurError, DemurWarning, one_line
 
-__all__ = ["app", "audit", "counterexamples", "data", "gate", "photographs", "run", "studies"]
+__all__ = [
+    "app",
+    "audit",
+    "counterexamples",
+    "data",
+    "export",
+    "gate",
+    "harden",
+    "photographs",
+    "predict",
+    "run",
+    "studies",
+]
 
 CLOSED_PIPE = 141
 LONGEST = 2000

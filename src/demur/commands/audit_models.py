@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from demur.attacks import expectation_over_transformation
 from demur.attacks.frozen import kernel_machines
 from demur.classifier import Classifier
-from demur.data import ImageSource
+from demur.data import ImageSource, without
 from demur.defenses.base import Defense
 from demur.evaluation.audit_plan import Target
 from demur.evaluation.code import PACKAGE, code_fingerprint
@@ -54,6 +54,14 @@ def target_of(
         gradients=shake.gradients_per_second > 0,
         kernels=bool(kernel_machines(classifier)),
     )
+
+
+def unseen(images: ImageSource, classifier: Classifier) -> tuple[ImageSource, list[str]]:
+    """Leave out the images that the model was made with (R17), and say how many they are."""
+    if classifier.provenance is None:
+        return images, []
+    rest, count = without(images, classifier.provenance.images)
+    return rest, [f"Left out: {count:,} images that the model was made with."] * bool(count)
 
 
 def node_of(classifier: Classifier, fingerprint: str, name: str) -> Load:

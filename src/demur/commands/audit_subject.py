@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from demur.classifier import Classifier, Preprocess, check_counts
 from demur.commands import audit_images
-from demur.commands.audit_models import code_of, target_of
+from demur.commands.audit_models import code_of, target_of, unseen
 from demur.data import FoundImages, ImageSource, split_by_hash
 from demur.data.images import to_float
 from demur.defenses import ConfidenceThreshold
@@ -132,8 +132,8 @@ def prepare(
 
     loaded = load(model, {**shape_of(model, data), **model_options}, shape)
     classifier = loaded.classifier
-    images = audit_images.images_for(content, classifier)
-    notes = [*loaded.notes, *images.notes]
+    images, left_out = unseen(audit_images.images_for(content, classifier), classifier)
+    notes = [*loaded.notes, *images.notes, *left_out]
     fingerprint = loaded.fingerprint
     if reject.score is not None:
         classifier, said = _without_probabilities(classifier, images, seed)

@@ -41,7 +41,9 @@ class Defense(Classifier):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if not cls.__name__.startswith("_"):
+        # The tracer of torch.export makes subclasses of all modules: they are no defences.
+        traced = any(base.__module__.startswith("torch.fx") for base in cls.__mro__)
+        if not cls.__name__.startswith("_") and not traced:
             Defense.kinds[cls.__name__] = cls
 
     def __init__(

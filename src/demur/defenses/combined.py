@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from demur.classifier import Classifier, check_classifier
 from demur.defenses.base import Defense
+from demur.defenses.margins import next_above
 from demur.errors import DemurError
 
 
@@ -113,7 +114,7 @@ class _Either(nn.Module):
         best = scores[:, :-1].amax(1)
         joint = best + ahead
         # Where a large score swallows a small reject margin, the next number takes its place.
-        least = torch.nextafter(best.detach().to(joint), torch.full_like(joint, torch.inf))
+        least = next_above(best.detach().to(joint))
         lost = (ahead > 0) & (joint <= best)
         joint = torch.where(lost, joint + (least - joint.detach()), joint)
         reject = torch.maximum(scores[:, -1], joint)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from demur.classifier import Classifier, check_counts, check_labels
 from demur.data import to_float
 from demur.defenses.base import Defense
+from demur.defenses.margins import next_above
 from demur.errors import DemurError, unknown
 from demur.metrics.rejection import quantile_threshold
 from demur.progress import job
@@ -126,6 +127,12 @@ class ConfidenceThreshold(Defense):
         """
         self._check_fitted()
         self._thresholded.limit = _limit(self.score, value)
+
+    def _acceptance(self, scores: Tensor) -> Tensor:
+        return self._thresholded.confidence(scores[:, : self.num_classes])
+
+    def _accept_from(self, value: float) -> None:
+        self._thresholded.limit = value
 
     @property
     def _thresholded(self) -> "_Thresholded":
@@ -268,8 +275,7 @@ def _above(best: Tensor, ahead: Tensor) -> Tensor:
     joint = (best.double() + ahead).to(precision)
     score = best.detach().to(precision)
     lost = (ahead > 0) & (joint <= score)
-    least = torch.nextafter(score, torch.full_like(score, torch.inf))
-    return torch.where(lost, joint + (least - joint.detach()), joint)
+    return torch.where(lost, joint + (next_above(score) - joint.detach()), joint)
 
 
 def _limit(score: str, threshold: float) -> float:

@@ -5,7 +5,7 @@ classifier. The reject score is a constant threshold.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class DeepNeuralRejection(Defense):
         the rectifiers.
     C, gamma : float or sequence of float, default .1 and .01
         Penalty and kernel width of the machines: one for all layers, or one for each layer. The
-        defaults are the paper's.
+        defaults are the paper's. The gamma "scale" is 1 / (features * their variance).
     combiner_C, combiner_gamma : float, default .1 and .01
         The same for the combining machines.
     threshold : float, default .9
@@ -58,6 +58,8 @@ class DeepNeuralRejection(Defense):
     folds : int, default 5
         Folds of the cross-validation for out-of-fold scores and for the sigmoids.
     seed : int, default 0
+    max_features : int, optional
+        Larger outputs of a layer are averaged over windows, see `networks.features.pooled`.
 
     Attributes
     ----------
@@ -93,14 +95,15 @@ class DeepNeuralRejection(Defense):
         layers: Sequence[str],
         *,
         C: float | Sequence[float] = 0.1,
-        gamma: float | Sequence[float] = 0.01,
+        gamma: float | Sequence[float] | Literal["scale"] = 0.01,
         combiner_C: float = 0.1,
-        combiner_gamma: float = 0.01,
+        combiner_gamma: float | Literal["scale"] = 0.01,
         threshold: float = 0.9,
         false_rejection_rate: float | None = None,
         scores: Scores = "probability",
         folds: int = 5,
         seed: int = 0,
+        max_features: int | None = None,
     ) -> None:
         if scores not in get_args(Scores):
             raise unknown("kind of scores", scores, get_args(Scores))
@@ -109,13 +112,14 @@ class DeepNeuralRejection(Defense):
         if false_rejection_rate is not None and not 0 <= false_rejection_rate < 1:
             raise DemurError(f"false_rejection_rate must be in [0, 1), not {false_rejection_rate}.")
         check_counts(2, folds=folds)
-        module = RejectingNetwork(FeatureExtractor(network, layers), scores, threshold)
+        extractor = FeatureExtractor(network, layers, max_features)
+        module = RejectingNetwork(extractor, scores, threshold)
         super().__init__(module, num_classes, rejects=True, fitted=False)
         self.layers = tuple(layers)
         self.C = one_for_each(C, len(layers), "C")
         self.gamma = one_for_each(gamma, len(layers), "gamma")
         self.combiner_C = float(combiner_C)
-        self.combiner_gamma = float(combiner_gamma)
+        self.combiner_gamma = one_for_each(combiner_gamma, 1, "gamma")[0]
         self.false_rejection_rate = false_rejection_rate
         self.folds = folds
         self.seed = seed
@@ -130,6 +134,9 @@ class DeepNeuralRejection(Defense):
         """Change the threshold, in the unit of the scores; see `Classifier.set_threshold`."""
         self._check_fitted()
         super().set_threshold(value)
+
+    def _acceptance(self, scores: Tensor) -> Tensor:
+        return scores[:, : self.num_classes].amax(1).double()
 
     def _move_threshold(self, value: float) -> None:
         self._rejecting.threshold.fill_(value)
@@ -325,6 +332,7 @@ class DeepNeuralRejection(Defense):
             "scores": self._rejecting.kind,
             "folds": self.folds,
             "seed": self.seed,
+            "max_features": self._rejecting.extractor.max_features,
         }
 
     def learned(self) -> dict[str, Any]:

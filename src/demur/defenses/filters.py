@@ -60,6 +60,8 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     rows, columns = (_blurring(size, sigma, radius, images) for size in images.shape[-2:])
     # In an autocast to bfloat16, the blur keeps the precision of the images.
     with torch.autocast(images.device.type, enabled=False):
+        if torch.compiler.is_exporting():
+            return rows @ images @ columns.T
         return torch.as_tensor(_Blur.apply(images, rows, columns, radius))
 
 
@@ -152,6 +154,8 @@ def median_blur(images: Tensor, size: int) -> Tensor:
     check_size(size)
     _check_reach(images, size // 2, f"a median of {size}x{size}")
     padded = nn.functional.pad(images, (size // 2,) * 4, mode="reflect") if size > 1 else images
+    if torch.compiler.is_exporting():
+        return _median_of_nine(padded, size) if size == 3 else _median_by_order(padded, size)
     return torch.as_tensor(_Median.apply(padded, size))
 
 
@@ -194,6 +198,21 @@ class _Median(torch.autograd.Function):
 def _median(padded: Tensor, size: int) -> Tensor:
     windows = padded.unfold(-2, size, 1).unfold(-2, size, 1)  # (n, C, H, W, size, size), a view
     return windows.flatten(-2).median(-1).values
+
+
+def _median_by_order(padded: Tensor, size: int) -> Tensor:
+    """Find the median with operations that exported graphs have."""
+    height = padded.shape[-2] - size + 1
+    width = padded.shape[-1] - size + 1
+    windows = torch.stack(
+        [
+            padded[..., down : down + height, right : right + width]
+            for down in range(size)
+            for right in range(size)
+        ],
+        -1,
+    )
+    return windows.topk(size * size // 2 + 1, dim=-1).values[..., -1]
 
 
 def _median_of_nine(padded: Tensor, _: int) -> Tensor:

@@ -3,7 +3,7 @@
 As in the rejection paper, sec. 2.4.1.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -19,6 +19,8 @@ class NeuralRejection(DeepNeuralRejection):
     Parameters
     ----------
     network, num_classes, C, gamma, threshold, false_rejection_rate, scores, folds, seed
+        As for `DeepNeuralRejection`.
+    max_features : int, optional
         As for `DeepNeuralRejection`.
     layer : str
         A module path. The paper uses the last layer but one, after its rectifier.
@@ -44,12 +46,13 @@ class NeuralRejection(DeepNeuralRejection):
         layer: str,
         *,
         C: float = 0.1,
-        gamma: float = 0.01,
+        gamma: float | Literal["scale"] = 0.01,
         threshold: float = 0.9,
         false_rejection_rate: float | None = None,
         scores: Scores = "probability",
         folds: int = 5,
         seed: int = 0,
+        max_features: int | None = None,
     ) -> None:
         super().__init__(
             network,
@@ -62,6 +65,7 @@ class NeuralRejection(DeepNeuralRejection):
             scores=scores,
             folds=folds,
             seed=seed,
+            max_features=max_features,
         )
 
     def hyperparameters(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def fit_rbf_svm(
     num_classes: int,
     *,
     C: float,
-    gamma: float,
+    gamma: float | Literal["scale"],
     folds: int = 5,
     seed: int = 0,
 ) -> tuple[OneVsRestRBFSVM, Tensor]:
@@ -81,7 +82,8 @@ def fit_rbf_svm(
         Each class at least `folds` times.
     num_classes : int
     C, gamma : float
-        Penalty and width parameter of the kernel.
+        Penalty and width parameter of the kernel. The gamma "scale" is 1 / (D * variance of all
+        features), as in scikit-learn.
     folds : int, default 5
         Folds of the cross-validation that gives out-of-fold values; the sigmoids are fitted to
         them.
@@ -110,8 +112,10 @@ def fit_rbf_svm(
     """
     if not bool(torch.isfinite(features).all()):
         raise DemurError("the features contain NaN or infinite values: no machine can be fitted.")
+    if gamma == "scale":
+        gamma = 1 / max(features.shape[1] * float(features.double().var(correction=0)), 1e-12)
     _check_positive(C, gamma)
-    _check_sizes(labels, num_classes, folds)
+    check_sizes(labels, num_classes, folds)
     features = features.detach().cpu()
     targets = labels.cpu().numpy()
     kernel = gram(features, gamma)
@@ -165,7 +169,7 @@ def search_rbf_svm(
         raise DemurError("a search needs at least one C and one gamma.")
     for C, gamma in itertools.product(Cs, gammas):
         _check_positive(C, gamma)
-    _check_sizes(labels, num_classes, folds)
+    check_sizes(labels, num_classes, folds)
     targets = labels.cpu().numpy()
     accuracy = {}
     for gamma in sorted(gammas):
@@ -219,7 +223,8 @@ def _check_positive(C: float, gamma: float) -> None:
         raise DemurError(f"C and gamma must be positive and finite, not {C} and {gamma}.")
 
 
-def _check_sizes(labels: Tensor, num_classes: int, folds: int) -> None:
+def check_sizes(labels: Tensor, num_classes: int, folds: int) -> None:
+    """Raise DemurError unless each class has an image in each fold."""
     check_counts(2, folds=folds)
     counts = torch.bincount(labels, minlength=num_classes)
     if len(counts) > num_classes or int(counts.min()) < folds:

@@ -102,9 +102,9 @@ class OneVsRestRBFSVM(KernelMachine):
         rows = max(1, KERNEL_ENTRIES // max(1, len(self.support)))
         with torch.autocast(kind, enabled=False):
             centred = features.to(self.support) - self.centre
-            pieces = [
-                self._kernel(piece, half) @ self.weights for piece in torch.split(centred, rows)
-            ]
+            # A graph is exported for any number of images: they cannot be counted here.
+            parts = [centred] if torch.compiler.is_exporting() else torch.split(centred, rows)
+            pieces = [self._kernel(piece, half) @ self.weights for piece in parts]
             return torch.cat(pieces) + self.intercepts
 
     def _kernel(self, centred: Tensor, half: bool) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,18 +90,31 @@ class RejectingNetwork(nn.Module):
         scores = by_layer[0]
         if self.combiner is not None:
             scores = self.scores_of(self.combiner, self.combiner(torch.cat(by_layer, 1)))
-        return torch.cat([scores, self.threshold.to(scores).expand(len(scores), 1)], 1)
+        return torch.cat([scores, self.threshold.to(scores).expand(scores.shape[0], 1)], 1)
 
     @torch.no_grad()
     def features_of(self, layer: str, images: Tensor, device: torch.device) -> Tensor:
         """Compute the features (n, D) of one layer on the CPU, as at prediction."""
-        extractor = FeatureExtractor(self.extractor.network, [layer])
+        largest = self.extractor.max_features
+        extractor = FeatureExtractor(self.extractor.network, [layer], largest)
         with evaluating(extractor), tuned(), torch.autocast(device.type, enabled=False):
             batches = [
                 extractor(to_float(batch.to(device)))[0].cpu()
                 for batch in torch.split(images, BATCH_SIZE)
             ]
         return torch.cat(batches)
+
+
+def one_for_each(value: float | str | Sequence[float], count: int, name: str) -> list[Any]:
+    """Give one number for each layer, or "scale" for each; see `DeepNeuralRejection`."""
+    if value == "scale" and name == "gamma":
+        return ["scale"] * count
+    values: list[Any] = [value] * count if isinstance(value, (int, float)) else list(value)
+    if len(values) != count:
+        raise DemurError(
+            f"{name} must be one number, or one for each of the {count} layers; got {len(values)}."
+        )
+    return [one if one == "scale" else float(one) for one in values]
 
 
 def machines_from(
@@ -167,13 +180,3 @@ def _check_machine(name: str, parts: list[Tensor], squares: Tensor, num_classes:
                 f"{name}{part} of the state has shape {tuple(tensor.shape)} and type "
                 f"{tensor.dtype}; the machines of {num_classes} classes need {shape}."
             )
-
-
-def one_for_each(value: float | Sequence[float], count: int, name: str) -> list[float]:
-    """Give a parameter of each layer: the same for all, or one by one."""
-    values = [float(value)] * count if isinstance(value, (int, float)) else list(map(float, value))
-    if len(values) != count:
-        raise DemurError(
-            f"{name} must be one number, or one for each of the {count} layers; got {len(values)}."
-        )
-    return values

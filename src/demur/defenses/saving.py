@@ -15,18 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import demur
-from demur import networks
 from demur.classifier import Classifier, check_classifier
-from demur.defenses.base import Defense
+from demur.defenses.descriptions import IMAGES, about, described, hashes_to_tensor
 from demur.errors import DemurError
 from demur.files import file_digest
 from demur.writing import replacing, writing
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "weights.safetensors"
-PLAIN: Final = "Classifier"
-"""The kind of a classifier without a defence."""
 
 
 def save_classifier(classifier: Classifier, folder: Path | str) -> None:
@@ -38,8 +35,9 @@ def save_classifier(classifier: Classifier, folder: Path | str) -> None:
     Parameters
     ----------
     classifier : Classifier
-        A fitted defence, or a `Classifier`. Networks that `demur.networks` builds are described in
-        the config. `load_model` needs other networks as an argument.
+        A fitted defence, or a `Classifier`. Networks that `demur.networks` builds, and those that
+        `load_model` took from timm and torchvision, are described in the config. `load_model` needs
+        other networks as an argument. Class names, preprocessing and provenance are kept.
     folder : path
         Created if it does not exist.
 
@@ -61,7 +59,14 @@ def save_classifier(classifier: Classifier, folder: Path | str) -> None:
     """
     folder = Path(folder)
     description, tensors = state_of(classifier)
-    config = {"schema": SCHEMA, "demur": demur.__version__, **description}
+    config = {
+        "schema": SCHEMA,
+        "demur": demur.__version__,
+        **description,
+        **about(classifier),
+    }
+    if classifier.provenance is not None:
+        tensors[IMAGES] = hashes_to_tensor(classifier.provenance.images)
     with writing(folder):
         new = not folder.exists()
     try:
@@ -86,7 +91,7 @@ def state_of(classifier: Classifier) -> tuple[dict[str, Any], dict[str, Tensor]]
         If the classifier cannot be stored.
     """
     check_classifier(classifier)
-    description = _described(classifier)
+    description = described(classifier)
     if description is None:
         raise DemurError(
             f"{type(classifier).__name__} cannot be saved: only Classifier and the defences can."
@@ -96,41 +101,6 @@ def state_of(classifier: Classifier) -> tuple[dict[str, Any], dict[str, Tensor]]
     description = {**description, "channels_last": layouts}
     _as_json(description)
     return description, {name: _copied(tensor) for name, tensor in state.items()}
-
-
-def _described(module: nn.Module) -> dict[str, Any] | None:
-    """Describe a classifier or network, or None if demur does not know how to build it."""
-    if isinstance(module, Defense):
-        module._check_fitted()
-        parts = {name: module.get_submodule(path) for name, path in module.places.items()}
-        parameters = module.hyperparameters()
-        learned = module.learned()
-    elif type(module) is Classifier:
-        parts = {"network": module.module}
-        parameters = {}
-        learned = {}
-    else:
-        return _architecture(module)
-    return {
-        "kind": type(module).__name__,
-        "num_classes": module.num_classes,
-        "rejects": module._columns.value,
-        "threshold": module._threshold,
-        "parameters": parameters,
-        **{name: _described(network) for name, network in parts.items()},
-        "fitted": learned,
-    }
-
-
-def _architecture(module: nn.Module) -> dict[str, Any] | None:
-    """The description of a network of `demur.networks`, or None if its layers were changed."""
-    found: Any = getattr(module, "architecture", None)
-    try:
-        with torch.device("meta"):
-            again = networks.build(found)
-    except DemurError:
-        return None
-    return dict(found) if repr(again) == repr(module) else None
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ replaces its computation. Each result is one file, written completely or not at 
 """
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,8 @@ class Store:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     store = Store(Path(folder))
-    ...     store.write(computed("a key", ({"sum": 3}, {}), seconds=0.1), config={"a": 1})
-    ...     store.read("a key").values
+    ...     first = store.cell({"a": 1}, lambda _: ({"sum": 3}, {}))
+    ...     store.cell({"a": 1}, lambda _: ({"sum": 4}, {})).values
     {'sum': 3}
     """
 
@@ -99,6 +100,30 @@ class Store:
         found = self.folder.glob(f"{prefix}-*{suffix}.safetensors")
         path = max(found, key=lambda one: one.stat().st_mtime, default=None)
         return path.name.removesuffix(".safetensors") if path else None
+
+    def cell(self, config: Mapping[str, Any], compute: Callable[[Path], Computed]) -> NodeResult:
+        """Return the stored result of a configuration, or compute and store it.
+
+        Parameters
+        ----------
+        config : mapping of str to object
+            All that the result depends on, in values that JSON can hold.
+        compute : callable
+            Computes the result. Its argument is the path of a checkpoint of its own.
+
+        Returns
+        -------
+        NodeResult
+            The result.
+        """
+        key = digest(canonical_json(config))
+        if result := self.read(key):
+            return result
+        start = time.monotonic()
+        values, tensors = compute(self.folder / f"{key}.checkpoint")
+        result = computed(key, (values, tensors), time.monotonic() - start)
+        self.write(result, config)
+        return result
 
 
 def computed(key: str, found: Computed, seconds: float) -> NodeResult:

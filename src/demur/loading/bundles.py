@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import demur
 from demur import networks
 from demur.classifier import Classifier
 from demur.data.messages import printable
 from demur.defenses import Defense
-from demur.defenses.saving import CONFIG, PLAIN, SCHEMA, WEIGHTS
+from demur.defenses.descriptions import IMAGES, PLAIN, blank, numbers_of, set_about
+from demur.defenses.saving import CONFIG, SCHEMA, WEIGHTS
 from demur.errors import DemurError, unknown
 from demur.files import file_digest
 from demur.networks import weights
+from demur.networks.adapted import AdaptedNetwork
+from demur.networks.heads import replace_head
 from demur.untrusted import decoding, read_json
 
 
@@ -30,13 +34,14 @@ def load_bundle(folder: Path | str, network: nn.Module | None = None) -> Classif
     folder : path
         A folder with `config.json` and `weights.safetensors`.
     network : nn.Module, optional
-        A network with the architecture of the saved one. It is needed if `demur.networks` did not
-        build the saved network. It is copied, and the copy gets the saved weights.
+        A network with the architecture of the saved one. It is needed if neither `demur.networks`
+        nor timm nor torchvision built the saved network. It is copied, and the copy gets the saved
+        weights.
 
     Returns
     -------
     Classifier
-        On the CPU, in evaluation mode.
+        On the CPU, in evaluation mode, with its class names, preprocessing and provenance.
 
     Raises
     ------
@@ -58,7 +63,10 @@ def load_bundle(folder: Path | str, network: nn.Module | None = None) -> Classif
     config = _config(folder / CONFIG)
     tensors = _tensors(folder / WEIGHTS, config)
     try:
-        return restored(config, tensors, network)
+        images = tensors.pop(IMAGES, None)
+        classifier = restored(config, tensors, network)
+        set_about(classifier, config, images)
+        return classifier
     except DemurError as error:
         raise DemurError(f"{folder} cannot be loaded: {error}") from error
     except Exception as error:  # a wrong value in the config can fail anywhere in a constructor
@@ -123,18 +131,52 @@ class _Builder:
             if self.network is None:
                 raise DemurError(
                     "demur does not know the architecture of its network: give one of the same "
-                    "architecture, load_model(folder, network=...)."
+                    "architecture, load_model(folder, network=...), or the code that makes it, "
+                    "--arch py:FILE.py:FACTORY."
                 )
             self.used = True
             return _copied(self.network)
         if "kind" in config:
             return self.classifier(config, tensors)
-        return networks.build(dict(config))
+        if "adapted" in config:
+            return self._adapted(config, tensors)
+        if set(config) == {"head"}:
+            network = self.module(None, tensors)
+            replace_head(network, config["head"])
+            network.changed_head = config["head"]
+            return network
+        _check_fits(config, tensors)
+        return networks.build(config)
+
+    def _adapted(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+        """Build a network behind its normalisation."""
+        found = config["adapted"]
+        mean = numbers_of(found["mean"], "mean")
+        std = numbers_of(found["std"], "std")
+        column = found["reject_column"]
+        if len(mean) != len(std) or not all(one > 0 for one in std):
+            raise DemurError("mean and std of its normalisation do not fit.")
+        if column is not None and (type(column) is not int or column < 0):
+            raise DemurError(f"the reject column is {str(column)[:20]!r}.")
+        network = self.module(config["network"], _below(tensors, "network"))
+        return AdaptedNetwork(network, mean, std, column)
 
     def check_network_used(self) -> None:
         """Raise DemurError if a network was given in vain."""
         if self.network is not None and not self.used:
             raise DemurError("it describes its network: do not give another one.")
+
+
+def _check_fits(architecture: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise DemurError unless a described network has the weights of the file.
+
+    It is built without memory for its weights first: a description may ask for more than there is.
+    """
+    wanted = {name: one.shape for name, one in blank(architecture).state_dict().items()}
+    given = {name: one.shape for name, one in tensors.items()}
+    if wanted != given:
+        name = min(wanted.keys() ^ given.keys() or {n for n in wanted if wanted[n] != given[n]})
+        raise DemurError(f"its {CONFIG} and {WEIGHTS} do not fit: {name[:80]!r}.")
 
 
 def _copied(network: nn.Module) -> nn.Module:
@@ -162,9 +204,11 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise DemurError(f"{path} is damaged: it must contain a JSON object.")
     if config.get("schema") != SCHEMA:
+        by = f", which demur {str(config['demur'])[:40]} wrote" if "demur" in config else ""
         raise DemurError(
-            f"{path} has schema {str(config.get('schema'))[:40]!r}; this version of demur reads "
-            f"schema {SCHEMA}. Save the model again, or use another version of demur."
+            f"{path} has schema {str(config.get('schema'))[:40]!r}{by}; this version of demur, "
+            f"{demur.__version__}, reads schema {SCHEMA}. Save the model again, or use that "
+            "version of demur."
         )
     return config
 

@@ -38,6 +38,15 @@ def read_factory(spec: str, request: ModelRequest) -> Found:
         If the file, the factory or what it returns is not usable; one line names file and line.
     """
     request.allow_only("a py: source", "num_classes", "reject_column", "model_kwargs", "preprocess")
+    made, code = made_by(spec, request)
+    return _found(made, code, request)
+
+
+def made_by(spec: str, request: ModelRequest) -> tuple[nn.Module, list[str]]:
+    """Call a user's factory; give its module, and digests of the source files that made it.
+
+    The parameters and errors are those of `read_factory`.
+    """
     place, _, name = spec.rpartition(":")
     if not place or not name or name.endswith(".py"):
         raise DemurError(f"{printable(request.source)!r} names no factory: {FORM}.")
@@ -48,7 +57,7 @@ def read_factory(spec: str, request: ModelRequest) -> Found:
     return _of_module(place, name, request)
 
 
-def _of_file(path: Path, name: str, request: ModelRequest) -> Found:
+def _of_file(path: Path, name: str, request: ModelRequest) -> tuple[nn.Module, list[str]]:
     path = path.resolve()
     if not path.is_file():
         raise DemurError(f"there is no file {printable(path)}.")
@@ -58,16 +67,16 @@ def _of_file(path: Path, name: str, request: ModelRequest) -> Found:
         with one_line_errors(path.parent, where):
             module = executed(path, code)
         made = _made(module, name, path.parent, where, request)
-    return _found(made, sorted(code), request)
+    return made, sorted(code)
 
 
-def _of_module(place: str, name: str, request: ModelRequest) -> Found:
+def _of_module(place: str, name: str, request: ModelRequest) -> tuple[nn.Module, list[str]]:
     with importable(Path.cwd()):
         path = _file_of_module(place)
         with one_line_errors(path.parent, f"the module {place}"):
             module = importlib.import_module(place)
         made = _made(module, name, path.parent, f"the module {place}", request)
-    return _found(made, _code_of(place, path), request)
+    return made, _code_of(place, path)
 
 
 def _code_of(place: str, path: Path) -> list[str]:

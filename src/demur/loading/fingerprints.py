@@ -19,8 +19,8 @@ _CODE: WeakKeyDictionary[Classifier, tuple[str, ...]] = WeakKeyDictionary()
 """Digests of the source files that made a classifier, as they were when it was made."""
 
 _BASE = vars(nn.Module()).keys()
-DESCRIPTIONS = {"pretrained_cfg", "default_cfg"}
-"""Attributes in which timm says where weights came from: they change no score."""
+DESCRIPTIONS = {"pretrained_cfg", "default_cfg", "provenance"}
+"""Attributes that say where weights came from: they change no score."""
 
 
 def remember_code(classifier: Classifier, code: Iterable[str]) -> None:

@@ -10,9 +10,10 @@ from torch import nn
 
 from demur.classifier import Classifier, Preprocess
 from demur.data.messages import printable
+from demur.defenses.descriptions import leaf_of
 from demur.errors import DemurError, unknown
 from demur.loading.bundles import load_bundle
-from demur.loading.factories import read_factory
+from demur.loading.factories import made_by, read_factory
 from demur.loading.fingerprints import digest_of, remember_code
 from demur.loading.preprocessing import PreprocessOverrides, chosen
 from demur.loading.request import Found, ModelRequest, RejectColumn
@@ -244,12 +245,28 @@ def _of_path(path: Path, request: ModelRequest) -> Found:
 
 
 def _bundle(folder: Path, request: ModelRequest) -> Found:
-    request.allow_only("a bundle", "network", "num_classes", "preprocess")
-    classifier = load_bundle(folder, request.network)
+    options = ("network", "arch", "model_kwargs", "num_classes", "preprocess")
+    request.allow_only("a bundle", *options)
+    network, code = _network_of(request)
+    classifier = load_bundle(folder, network)
     preprocess = request.preprocess
     if preprocess is not None:
         preprocess = chosen(preprocess, classifier.preprocess, channels_of(classifier))
-    return Found(described(classifier, request.num_classes, preprocess, None, None))
+    return Found(described(classifier, request.num_classes, preprocess, None, None), code=code)
+
+
+def _network_of(request: ModelRequest) -> tuple[nn.Module | None, tuple[str, ...]]:
+    """Give the network that the user gives to a bundle, and digests of the code that makes it."""
+    if request.arch is None:
+        return request.network, ()
+    prefix, _, spec = request.arch.partition(":")
+    if prefix != "py" or request.network is not None:
+        raise DemurError(
+            "arch of a bundle is py:FILE.py:FACTORY, the user's code that makes its network, "
+            f"not {printable(request.arch, 60)!r}; it takes no other network beside."
+        )
+    made, code = made_by(spec, request)
+    return leaf_of(made.eval()), tuple(code)
 
 
 def _weights(path: Path, request: ModelRequest) -> Found:

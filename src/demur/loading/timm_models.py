@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -24,6 +23,7 @@ from demur.loading.zoo import (
     not_downloaded,
 )
 from demur.networks import CLASSES
+from demur.networks.libraries import describe, timm
 
 HUB = ("huggingface_hub", "httpx", "httpx2", "requests", "urllib3")
 """Packages whose errors mean that a download failed."""
@@ -57,6 +57,8 @@ def read_timm(name: str, request: ModelRequest) -> Found:
         file = read_weights(request.checkpoint, request.allow_pickle)
         plan = Blueprint(label, partial(_built, name, options), about.num_classes or 1000, _head)
         network, notes = loaded(plan, file, request)
+    columns: Any = network.num_classes
+    describe(network, "timm_network", name, columns, options)
     base, more = _preprocess(network, request)
     if file is not None:
         base = from_metadata(file.about, base, file.path)
@@ -65,25 +67,17 @@ def read_timm(name: str, request: ModelRequest) -> Found:
     return Found(finished(network, base, names, request), (*notes, *more))
 
 
-def _timm() -> Any:
-    try:
-        return import_module("timm")
-    except ImportError as error:
-        raise DemurError(
-            "models of timm need the package timm: pip install 'demur[audit]'."
-        ) from error
-
-
 def _about(name: str) -> Any:
     """Give timm's description of a model."""
-    timm = _timm()
+    library = timm()
     architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        raise no_such("timm has no model", name, [*timm.list_models(), *timm.list_pretrained()])
+    if not library.is_model(architecture):
+        known = [*library.list_models(), *library.list_pretrained()]
+        raise no_such("timm has no model", name, known)
     try:
-        return timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+        return library.models.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
-        tagged = timm.list_pretrained(f"{architecture}.*")
+        tagged = library.list_pretrained(f"{architecture}.*")
         raise no_such("timm has no weights", name, tagged) from error
 
 
@@ -96,7 +90,7 @@ def _size_option(about: Any, request: ModelRequest) -> dict[str, Any]:
 
 
 def _built(name: str, options: dict[str, Any], columns: int) -> nn.Module:
-    create = _timm().create_model
+    create = timm().create_model
     return built(
         f"timm:{name}", partial(create, name), pretrained=False, num_classes=columns, **options
     )
@@ -113,7 +107,7 @@ def _downloaded(name: str, about: Any, options: dict[str, Any], request: ModelRe
         raise DemurError(f"demur audits classifiers; {label} gives features: it has no classes.")
     check_columns(request, about.num_classes, label)
     try:
-        return built(label, partial(_timm().create_model, name), pretrained=True, **options)
+        return built(label, partial(timm().create_model, name), pretrained=True, **options)
     except (OSError, DemurError) as error:
         cause = error.__cause__ if isinstance(error, DemurError) else error
         if not isinstance(cause, OSError) and type(cause).__module__.split(".")[0] not in HUB:
@@ -127,7 +121,7 @@ def _downloaded(name: str, about: Any, options: dict[str, Any], request: ModelRe
 
 def _preprocess(network: Any, request: ModelRequest) -> tuple[Preprocess, tuple[str, ...]]:
     """Read how timm prepares images for a model."""
-    config = _timm().data.resolve_model_data_config(network)
+    config = timm().data.resolve_model_data_config(network)
     given = request.preprocess
     channels, height, width = config["input_size"]
     size = (height, width)
@@ -159,7 +153,7 @@ def _with_crop(
     network: Any, given: Preprocess | PreprocessOverrides | None
 ) -> Preprocess | PreprocessOverrides | None:
     """Keep timm's crop_pct for another image size; it rounds the size before the crop by it."""
-    config = _timm().data.resolve_model_data_config(network)
+    config = timm().data.resolve_model_data_config(network)
     if not isinstance(given, PreprocessOverrides) or given.img_size is None:
         return given
     if given.crop_pct is not None or config["crop_mode"] == "squash":

@@ -26,6 +26,7 @@ from demur.loading.zoo import (
     loaded,
     not_downloaded,
 )
+from demur.networks.libraries import describe
 
 OTHERS: Final = {
     "detection": "a detection model",
@@ -72,7 +73,21 @@ def read_torchvision(text: str, request: ModelRequest) -> Found:
         network, notes = loaded(plan, _modern(name, file), request)
         said = f"Images are prepared as for {weights}, where the file does not say otherwise."
         notes = (said, *notes)
+    _describe(network, name, request)
     return Found(finished(network, base, weights.meta["categories"], request), notes)
+
+
+def _describe(network: nn.Module, name: str, request: ModelRequest) -> None:
+    """Let the network say how it is built again: with the options that its weights set, too."""
+    options: dict[str, Any] = dict(request.model_kwargs)
+    if name in AUXILIARY:
+        options["init_weights"] = False
+        options |= {one: getattr(network, one) for one in ("transform_input", "aux_logits")}
+    if name.startswith("vit_"):
+        options["image_size"] = network.image_size
+    head = _last(network)
+    if head is not None:
+        describe(network, "torchvision_network", name, len(network.get_parameter(head)), options)
 
 
 def _check_name(name: str) -> None:
@@ -152,6 +167,16 @@ def _head(network: nn.Module) -> str | None:
         (name for name in reversed(state) if len(state[name].shape) and len(state[name]) == 1000),
         None,
     )
+
+
+def _last(network: nn.Module) -> str | None:
+    """Name the weights of the last layer."""
+    layers = [
+        name
+        for name, one in network.named_modules()
+        if isinstance(one, nn.Linear | nn.Conv2d) and "aux" not in name.lower()
+    ]
+    return f"{layers[-1]}.weight" if layers else None
 
 
 def _modern(name: str, file: WeightsFile) -> WeightsFile:

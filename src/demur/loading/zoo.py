@@ -14,13 +14,12 @@ from demur.loading.preprocessing import chosen
 from demur.loading.request import ModelRequest
 from demur.loading.state_dicts import WeightsFile, load_strictly, without_prefix
 from demur.loading.wrapping import classifier_of
+from demur.networks.libraries import OWN
 
 OPTIONS = (
     *("checkpoint", "num_classes", "reject_column", "model_kwargs", "preprocess", "allow_pickle"),
 )
 """The options of `load_model` that these sources take."""
-OWN = ("weights", "pretrained", "num_classes", "checkpoint_path", "pretrained_cfg", "progress")
-"""Arguments of the libraries' builders that demur sets itself."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Networks: those of the papers, ImageNet networks with their preprocessing, and a detector."""
 
+from demur.networks.adapted import AdaptedNetwork
 from demur.networks.detection import Detector
 from demur.networks.features import FeatureExtractor
 from demur.networks.imagenet import (
@@ -10,6 +11,7 @@ from demur.networks.imagenet import (
     imagenet_network,
     untrained_imagenet_network,
 )
+from demur.networks.libraries import timm_network, torchvision_network
 from demur.networks.papers import background_class_network, dnr_cnn, localized_network
 from demur.networks.registry import build
 from demur.networks.residual import wide_resnet
@@ -17,6 +19,7 @@ from demur.networks.residual import wide_resnet
 __all__ = [
     "ARCHITECTURES",
     "CLASSES",
+    "AdaptedNetwork",
     "Detector",
     "FeatureExtractor",
     "ImageNetNetwork",
@@ -26,6 +29,8 @@ __all__ = [
     "dnr_cnn",
     "imagenet_network",
     "localized_network",
+    "timm_network",
+    "torchvision_network",
     "untrained_imagenet_network",
     "wide_resnet",
 ]

@@ -16,6 +16,8 @@ class FeatureExtractor(nn.Module):
         The network: images (N, C, H, W) to scores.
     layers : sequence of str
         Names of its submodules, as in ``named_modules()``.
+    max_features : int, optional
+        Larger outputs are pooled, see `pooled`. By default they are not.
 
     Raises
     ------
@@ -35,7 +37,9 @@ class FeatureExtractor(nn.Module):
     torch.Size([2, 200])
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(
+        self, network: nn.Module, layers: Sequence[str], max_features: int | None = None
+    ) -> None:
         super().__init__()
         modules = dict(network.named_modules())
         for name in layers:
@@ -43,6 +47,7 @@ class FeatureExtractor(nn.Module):
                 raise unknown("layer", name, [known for known in modules if known])
         self.network = network
         self.layers = tuple(layers)
+        self.max_features = max_features
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the features of images.
@@ -67,7 +72,8 @@ class FeatureExtractor(nn.Module):
 
         def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
             def hook(module: nn.Module, given: object, output: Tensor) -> None:
-                seen[name] = output.flatten(1).clone()  # the next layer may work in place
+                features = pooled(output, self.max_features).flatten(1)
+                seen[name] = features.clone()  # the next layer may work in place
 
             return hook
 
@@ -81,3 +87,42 @@ class FeatureExtractor(nn.Module):
         if missing:
             raise DemurError(f"the network does not call its layer {missing[0]!r}.")
         return [seen[name] for name in self.layers]
+
+
+def pooled(output: Tensor, largest: int | None) -> Tensor:
+    """Average the output of a layer over its positions, until it is small enough.
+
+    Windows of k x k positions are averaged, for the smallest k that divides height and width and
+    leaves at most `largest` numbers for each image. If there is none, or positions lie in one line
+    as in a transformer, the mean over all positions is taken. More channels than `largest` stay.
+
+    Parameters
+    ----------
+    output : Tensor of shape (N, C, H, W), (N, T, D) or (N, D)
+    largest : int, optional
+        None leaves the output unchanged.
+
+    Returns
+    -------
+    Tensor
+        (N, C, H / k, W / k), (N, D), or the output.
+
+    Examples
+    --------
+    >>> import torch
+    >>> pooled(torch.rand(2, 8, 14, 14), 400).shape
+    torch.Size([2, 8, 7, 7])
+    """
+    if largest is None or output[:1].numel() <= largest:
+        return output
+    if output.ndim == 3:
+        return output.mean(1)
+    if output.ndim != 4:
+        return output
+    channels, height, width = output.shape[1:]
+    for window in range(2, min(height, width)):
+        if height % window or width % window:
+            continue
+        if channels * (height // window) * (width // window) <= largest:
+            return nn.functional.avg_pool2d(output, window)
+    return output.mean((2, 3))

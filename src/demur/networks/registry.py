@@ -4,11 +4,15 @@ import json
 from collections.abc import Callable, Mapping
 from functools import wraps
 from inspect import signature
-from typing import Any, ParamSpec, TypeVar, get_type_hints
+from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
 
 from torch import nn
 
 from demur.errors import DemurError, unknown
+from demur.networks.heads import replace_head
+
+LARGEST: Final = 1 << 16
+"""No width, depth or size in a description is larger. Seeds are."""
 
 P = ParamSpec("P")
 N = TypeVar("N", bound=nn.Module)
@@ -60,7 +64,8 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     ----------
     architecture : mapping
         The attribute ``architecture`` of a network from one of `BUILDERS`, possibly read from JSON:
-        ``{"name": str, "arguments": {...}}``. Nothing in it is executed.
+        ``{"name": str, "arguments": {...}}``, and perhaps ``"head"``, see `heads.replace_head`.
+        Nothing in it is executed.
 
     Returns
     -------
@@ -81,7 +86,8 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     >>> again.load_state_dict(network.state_dict())
     <All keys matched successfully>
     """
-    if not isinstance(architecture, Mapping) or set(architecture) != {"name", "arguments"}:
+    keys = set(architecture) if isinstance(architecture, Mapping) else set()
+    if keys - {"head"} != {"name", "arguments"}:
         raise DemurError("an architecture must be a mapping with the keys name and arguments.")
     name = architecture["name"]
     arguments = architecture["arguments"]
@@ -92,10 +98,15 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     builder = BUILDERS[name]
     _check_types(name, builder, arguments)
     try:
-        return builder(**arguments)
+        network = builder(**arguments)
+        if "head" in architecture:
+            replace_head(network, architecture["head"])
+            described: Any = dict(architecture)
+            network.architecture = described
+        return network
     except DemurError:
         raise
-    except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # a library's builder can fail with any error
         # The arguments may come from a stranger, and ask for more memory than there is.
         reason = " ".join(str(error).split())[:160]
         raise DemurError(f"the architecture {name} cannot be built: {reason}.") from error
@@ -104,7 +115,9 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 def _check_types(
     name: str, builder: Callable[..., nn.Module], arguments: Mapping[str, Any]
 ) -> None:
-    """Refuse what is no integer where one is wanted, and no text where one is wanted."""
+    """Refuse what is no integer where one is wanted, no text where one is wanted, and numbers that
+    are larger than those of any network.
+    """
     hints = get_type_hints(builder)
     for key, value in arguments.items():
         wanted = hints.get(key)
@@ -113,6 +126,17 @@ def _check_types(
             raise DemurError(
                 f"the architecture {name} needs {wanted.__name__} for {key}, not {kind}."
             )
+        if key != "seed" and _largest(value) > LARGEST:
+            raise DemurError(f"the architecture {name} has {key} above the limit of {LARGEST:,}.")
+
+
+def _largest(value: Any) -> float:
+    """Give the largest size of a number in a value."""
+    if isinstance(value, Mapping):
+        return max(map(_largest, value.values()), default=0)
+    if isinstance(value, list | tuple):
+        return max(map(_largest, value), default=0)
+    return abs(value) if isinstance(value, int | float) else 0
 
 
 def _python_number(value: Any) -> int | float:

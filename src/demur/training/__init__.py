@@ -3,9 +3,12 @@
 from demur.training.loop import Scheduler, fit
 from demur.training.optimizers import adadelta, rejection_sgd, stepwise_sgd
 from demur.training.steps import BatchTransform, Epoch
+from demur.training.stopping import Accuracy, EarlyStopping
 
 __all__ = [
+    "Accuracy",
     "BatchTransform",
+    "EarlyStopping",
     "Epoch",
     "Scheduler",
     "adadelta",

@@ -9,7 +9,7 @@ from demur.files import fingerprint
 from demur.progress import message
 from demur.writing import replacing
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file's content, and of the loop: part of each key."""
 
 

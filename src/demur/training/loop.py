@@ -33,6 +33,7 @@ from demur.training.steps import (
     measured,
     take_step,
 )
+from demur.training.stopping import Best, EarlyStopping, ended, look
 
 Scheduler = Callable[[Optimizer, int], LRScheduler]
 """(optimizer, total number of steps) -> the scheduler of its learning rate."""
@@ -52,6 +53,7 @@ def fit(
     scheduler: Scheduler | None = None,
     transform: BatchTransform | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
+    stopping: EarlyStopping | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
@@ -88,6 +90,9 @@ def fit(
         ``transform(network, images, labels, step)`` changes each batch before its step.
     validation : pair of Tensor, optional
         Images and labels that the network is measured on after each epoch, in float32.
+    stopping : EarlyStopping, optional
+        Keeps the weights of the best epoch, and ends a training that does not improve. One process
+        alone can use it.
     seed : int, default=0
         Seed of the order of the images and of all draws inside the network. Each step has its own
         seed, so a resumed training repeats them. With a DataLoader it also seeds, for each epoch,
@@ -136,6 +141,8 @@ def fit(
     if validation is not None:
         check_labelled(*validation, "validation")
     fabric = fabric or _fabric(device, precision, network)
+    if stopping is not None and fabric.world_size > 1:
+        raise DemurError("early stopping is for a training in one process.")
     batches = make_batches(
         images, labels, batch_size, data_key, seed, fabric.global_rank, fabric.world_size
     )
@@ -151,7 +158,7 @@ def fit(
             batches=batches.identity(),
             run=(epochs, seed, fabric.strategy.precision.precision, fabric.world_size),
             optimizer=(optimizer, type(made), made.defaults, made.state_dict()["param_groups"]),
-            rest=(scheduler, transform, validation),
+            rest=(scheduler, transform, validation, stopping),
         )
     total = epochs * batches.steps
     schedule = _schedule(scheduler, made, total)
@@ -169,6 +176,7 @@ def fit(
         seed=seed,
         checkpoint=Path(checkpoint) if checkpoint else None,
         key=fabric.broadcast(key),  # all processes resume, or none
+        stopping=stopping,
     )
     return _train(training)
 
@@ -193,13 +201,21 @@ def _train(training: Training) -> list[Epoch]:
     gradients = torch.enable_grad()
     with tuned(), randomness, gradients, job("training", training.total) as progress:
         progress.advance(state.step)
-        while state.step < training.total:
+        if state.best is None:
+            state.best = look(training.stopping, training.network, 0, None)
+        while state.step < training.total and not _stops(training, state):
             _epoch(training, state, progress)
+    if state.best is not None:
+        training.network.load_state_dict(state.best.weights)
     if training.checkpoint and training.fabric.is_global_zero:
         training.checkpoint.unlink(missing_ok=True)
     with raising_module_errors():
         training.network.eval()
     return state.history
+
+
+def _stops(training: Training, state: State) -> bool:
+    return ended(training.stopping, state.step // training.batches.steps, state.best)
 
 
 def _epoch(training: Training, state: State, progress: Job) -> None:
@@ -220,6 +236,7 @@ def _epoch(training: Training, state: State, progress: Job) -> None:
         collect(state, progress, f"epoch {epoch + 1} of {training.total // steps}")
         if ends:
             state.history.append(measured(training, state.sums))
+            state.best = look(training.stopping, training.network, epoch + 1, state.best)
         saves = training.batches.resumes_within_epochs or ends
         if training.checkpoint and saves and state.step < training.total:
             _save_if_due(training, training.checkpoint, state)
@@ -265,6 +282,7 @@ def _save_if_due(training: Training, path: Path, state: State) -> None:
         "step": state.step,
         "sums": state.sums,
         "history": [asdict(epoch) for epoch in state.history],
+        "best": None if state.best is None else vars(state.best),
     }
     checkpoints.save(path, training.key, saved)
     state.saved_at = time.monotonic()
@@ -282,4 +300,6 @@ def _resumed(training: Training) -> State:
         training.schedule.load_state_dict(saved["scheduler"])
     history = [Epoch(**epoch) for epoch in saved["history"]]
     # The sums are those of all processes: they count once.
-    return State(saved["step"], history, saved["sums"] * training.fabric.is_global_zero)
+    sums = saved["sums"] * training.fabric.is_global_zero
+    best = None if saved["best"] is None else Best(**saved["best"])
+    return State(saved["step"], history, sums, best=best)

@@ -16,6 +16,7 @@ from demur.data import to_float
 from demur.errors import DemurError
 from demur.progress import Job
 from demur.training.batches import Batch, Batches
+from demur.training.stopping import Best, EarlyStopping
 
 BatchTransform = Callable[[nn.Module, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """(network, images in [0, 1], labels, step) -> the images and labels to train on."""
@@ -66,11 +67,12 @@ class Training:
     seed: int
     checkpoint: Path | None
     key: str
+    stopping: EarlyStopping | None = None
 
 
 @dataclass
 class State:
-    """What changes: a checkpoint holds the first three."""
+    """What changes: a checkpoint holds the first three, and the best weights."""
 
     step: int = 0
     history: list[Epoch] = field(default_factory=list)
@@ -78,6 +80,7 @@ class State:
     """Of the epoch so far: sum of losses, number of correct images, number of images."""
     pending: list[Tensor] = field(default_factory=list)
     """The same three of each step since the last reading, on the device."""
+    best: Best | None = None
     saved_at: float = field(default_factory=time.monotonic)
 
 

@@ -14,7 +14,8 @@ from demur.classifier import Classifier, is_out_of_memory
 from demur.data.messages import printable
 from demur.errors import DemurError, ModuleError
 from demur.loading.user_code import last_line
-from demur.loading.wrapping import precisions, scores_of
+from demur.loading.wrapping import precisions
+from demur.networks.adapted import scores_of
 
 SIZES: Final = (224, 32, 28, 64, 96, 128, 160, 192, 256, 299, 336, 384, 448)
 """Pixels a side that are tried where a model fails on the size of the images."""
