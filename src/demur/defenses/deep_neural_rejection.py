@@ -18,6 +18,7 @@ from demur.defenses.rbf_svm import OneVsRestRBFSVM
 from demur.defenses.rejecting_network import (
     RejectingNetwork,
     Scores,
+    check_network,
     machines_from,
     one_for_each,
 )
@@ -295,19 +296,7 @@ class DeepNeuralRejection(Defense):
             If the state does not fit. The defence is then unchanged.
         """
         machines = machines_from(tensors, gammas, len(self.layers), self.num_classes, self.combined)
-        own = {
-            f"module.extractor.{name}": tensor.shape
-            for name, tensor in self._rejecting.extractor.state_dict().items()
-        }
-        own["module.threshold"] = torch.Size([])
-        given = {
-            name: tensor.shape
-            for name, tensor in tensors.items()
-            if not name.startswith(("module.machines.", "module.combiner."))
-        }
-        if own != given:
-            wrong = sorted(own.items() ^ given.items())[0][0]
-            raise DemurError(f"the state is of another network: {wrong!r} does not fit.")
+        check_network(self._rejecting, tensors)
         device = device_of(self, torch.device("cpu"))
         self._rejecting.install([one.to(device) for one in machines], self.combined)
         self.load_state_dict(tensors)

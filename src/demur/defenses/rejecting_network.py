@@ -117,6 +117,23 @@ def one_for_each(value: float | str | Sequence[float], count: int, name: str) ->
     return [one if one == "scale" else float(one) for one in values]
 
 
+def check_network(rejecting: "RejectingNetwork", tensors: Mapping[str, Tensor]) -> None:
+    """Raise DemurError if a `state_dict` of a defence is of another network."""
+    own = {
+        f"module.extractor.{name}": tensor.shape
+        for name, tensor in rejecting.extractor.state_dict().items()
+    }
+    own["module.threshold"] = torch.Size([])
+    given = {
+        name: tensor.shape
+        for name, tensor in tensors.items()
+        if not name.startswith(("module.machines.", "module.combiner."))
+    }
+    if own != given:
+        wrong = sorted(own.items() ^ given.items())[0][0]
+        raise DemurError(f"the state is of another network: {wrong!r} does not fit.")
+
+
 def machines_from(
     tensors: Mapping[str, Tensor], gammas: object, layers: int, num_classes: int, combined: bool
 ) -> list[OneVsRestRBFSVM]:
