@@ -318,7 +318,7 @@ def _jpeg(images: Tensor, level: int, draws: _Draws) -> Tensor:
         shown = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
         file = io.BytesIO()
         Image.fromarray(shown.contiguous().numpy()).save(file, "JPEG", quality=quality)
-        back = torch.from_numpy(np.array(Image.open(file)))
+        back = torch.from_numpy(np.array(Image.open(file, formats=["JPEG"])))
         found.append(back[None] if back.ndim == 2 else back.permute(2, 0, 1))
     return torch.stack(found).to(images.dtype) / 255
 

@@ -245,7 +245,8 @@ def _of_path(path: Path, request: ModelRequest) -> Found:
 
 
 def _bundle(folder: Path, request: ModelRequest) -> Found:
-    options = ("network", "arch", "model_kwargs", "num_classes", "preprocess")
+    of_code = () if request.arch is None else ("model_kwargs",)
+    options = ("network", "arch", "num_classes", "preprocess", *of_code)
     request.allow_only("a bundle", *options)
     network, code = _network_of(request)
     classifier = load_bundle(folder, network)

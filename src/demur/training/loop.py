@@ -135,8 +135,7 @@ def fit(
     >>> second.loss < first.loss
     True
     """
-    if torch.is_inference_mode_enabled():
-        raise DemurError("leave torch.inference_mode: a training needs gradients.")
+    _check_can_learn(network)
     check_counts(epochs=epochs)
     if validation is not None:
         check_labelled(*validation, "validation")
@@ -146,7 +145,6 @@ def fit(
     batches = make_batches(
         images, labels, batch_size, data_key, seed, fabric.global_rank, fabric.world_size
     )
-    _check_can_learn(network)
     network.to(memory_format=torch.channels_last)
     made = optimizer(network.parameters())
     key = ""
@@ -160,8 +158,7 @@ def fit(
             optimizer=(optimizer, type(made), made.defaults, made.state_dict()["param_groups"]),
             rest=(scheduler, transform, validation, stopping),
         )
-    total = epochs * batches.steps
-    schedule = _schedule(scheduler, made, total)
+    schedule = _schedule(scheduler, made, epochs * batches.steps)
     model, wrapped = fabric.setup(network, made)
     training = Training(
         fabric=fabric,
@@ -172,7 +169,7 @@ def fit(
         batches=batches,
         transform=transform,
         validation=validation,
-        total=total,
+        total=epochs * batches.steps,
         seed=seed,
         checkpoint=Path(checkpoint) if checkpoint else None,
         key=fabric.broadcast(key),  # all processes resume, or none
@@ -182,6 +179,8 @@ def fit(
 
 
 def _check_can_learn(network: nn.Module) -> None:
+    if torch.is_inference_mode_enabled():
+        raise DemurError("leave torch.inference_mode: a training needs gradients.")
     device_of(network, torch.device("cpu"))
     parameters = list(network.parameters())
     if any(is_lazy(one) for one in parameters):
