@@ -31,7 +31,7 @@ from demur.networks import background_class_network
 from demur.threat import ThreatModel
 from demur.training import fit
 
-COUNT = 30
+COUNT = 16
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,7 @@ def test_the_users_module_keeps_its_modes(network, images):
         network.eval()
 
 
+@pytest.mark.slow
 def test_one_number(network, images):
     row = demur.benchmark(network, images, "linf:0.3", device="cpu", num_samples=10)
     assert row.n == 10
@@ -176,6 +177,7 @@ def test_held_out_images_set_the_threshold_and_are_not_audited(rejecting):
     assert rejecting.results.data["images"] == 40
 
 
+@pytest.mark.slow
 def test_a_rejecting_model_meets_the_attackers_of_rejection(rejecting):
     """R8, R19: the defence-unaware attacker, and the one who forces rejections."""
     attackers = set(rejecting.records["attacker"])
@@ -185,6 +187,7 @@ def test_a_rejecting_model_meets_the_attackers_of_rejection(rejecting):
     assert {curve["kind"] for curve in rejecting.results.curves} == {"eps", "threshold"}
 
 
+@pytest.mark.slow
 def test_the_curve_over_the_threshold_is_right_at_the_models_own(rejecting):
     curve = next(one for one in rejecting.results.curves if one.get("at") == "clean images")
     place = curve["x"].index(0.0)
@@ -289,6 +292,7 @@ class Gradientless(nn.Module):
         return self.network(torch.round(4 * images) / 4)
 
 
+@pytest.mark.slow
 def test_a_model_that_hides_its_gradients_is_unsound_and_an_honest_one_is_not(
     network, images, found
 ):

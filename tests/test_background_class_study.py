@@ -649,6 +649,7 @@ def _halved(images):
     return replace(images, images=images.images[..., ::2, ::2].contiguous())
 
 
+@pytest.mark.slow
 def test_a_background_class_learns_to_decline():
     """On embedded digits: key images are answered, images of the background's kind declined."""
     digits = _halved(data.load("digits"))

@@ -38,6 +38,7 @@ def blocks(text, language):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_readmes_example_runs_by_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[-1]
@@ -226,6 +227,7 @@ def test_the_table_example_shows_that_reliance_on_the_chosen_features_falls(caps
     )  # shuffled, attacked: less is lost
 
 
+@pytest.mark.slow
 def test_the_example_of_a_profile_makes_its_images_and_is_ready_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,), (profile,) = blocks(PROFILES, "python"), blocks(PROFILES, "toml")

@@ -264,6 +264,7 @@ def files_of(folder):
 
 
 @pytest.mark.parametrize("stop", ["training", "second step", "saving"])
+@pytest.mark.slow
 def test_a_hardening_that_was_killed_goes_on_to_the_same_bundle(
     network, tmp_path, monkeypatch, stop
 ):

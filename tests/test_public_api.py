@@ -279,6 +279,7 @@ assert not heavy, heavy
     assert "Usage" in python(code.format(heavy=heavy))
 
 
+@pytest.mark.slow
 def test_d37_importing_the_library_leaves_malloc_alone():
     """Only commands and benchmarks may tell the C library how to keep memory."""
     rooms = ["attacks", "training", "defenses", "hardware"]
@@ -297,6 +298,7 @@ def callers(name):
     }
 
 
+@pytest.mark.slow
 def test_d37_only_commands_change_malloc():
     assert callers("mallopt") == {"hardware.py"}
     command_line = {one for one in callers("keep_buffers") if one.startswith("cli/")}
