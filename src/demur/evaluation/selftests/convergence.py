@@ -3,7 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,9 @@ class Convergence:
         watched = Classifier(path, model.num_classes, rejects=model.rejects)
         # It goes on where an image breaks, so that each gradient sees all images.
         walk = replace(self.attack, keep_maximizing=True)
-        walk(watched, images, labels, self.threat, seed=seed, batch_size=len(images))
+        # Float32: the rounding of bfloat16 would look like a loss that still grows.
+        options: Any = {"seed": seed, "batch_size": len(images), "precision": "float32"}
+        walk(watched, images, labels, self.threat, **options)
         best = torch.stack(path.margins).cummax(0).values
         span = best[-1] - torch.stack(path.margins).amin(0)
         end = math.ceil(LAST * self.attack.steps)
