@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import demur
-from demur import data
+from demur import data, hardware
 from demur.evaluation.handshake import HandshakeError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -33,6 +33,12 @@ REFUSED = {
     "reseeding": "scores depend on the other images of the batch",
 }
 RANDOMISED = "randomised input"
+
+
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch):
+    """Models are trained and attacked in float32: they are the same ones on all machines."""
+    monkeypatch.setattr(hardware, "_cpu_has_bfloat16", lambda: False)
 
 
 def audited(model):
