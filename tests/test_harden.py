@@ -432,3 +432,14 @@ def test_a_folder_with_other_files_is_refused(network, tmp_path):
     with pytest.raises(DemurError, match="holds no bundle"):
         hardened(network, ["confidence-threshold"], out=tmp_path / "b")
     assert (tmp_path / "b" / "notes.txt").read_text() == "mine"
+
+
+def test_a_corrected_request_goes_on_in_the_folder_of_a_refused_one(network, tmp_path):
+    names = ["gaussian-blur", "confidence-threshold"]
+    with pytest.raises(DemurError, match="sigma"):
+        hardened(network, names, settings={"sigma": -1, "epochs": 0}, out=tmp_path / "b")
+    settings = {"sigma": 0.5, "epochs": 0}
+    found = hardened(network, names, settings=settings, num_samples=500, out=tmp_path / "b")
+    assert (tmp_path / "b").is_dir()
+    assert not (tmp_path / ".b.harden").exists()
+    assert any("not trained on" in note for note in found.notes)

@@ -74,7 +74,7 @@ def test_images_are_read_as_they_are_asked_for(pictures, monkeypatch):
 def test_what_is_missing_is_refused(tmp_path):
     with pytest.raises(DemurError, match="no file or folder"):
         predict(model(), [tmp_path / "x"])
-    with pytest.raises(DemurError, match="no image to predict"):
+    with pytest.raises(DemurError, match="no image in"):
         predict(model(), [tmp_path])
 
 

@@ -31,6 +31,11 @@ from demur.progress import job
 from demur.untrusted import read_json
 from demur.writing import check_writable, writing
 
+UNSEEN = (
+    "The figures and the threshold hold for images that the network was not trained on. If it was "
+    "trained on these images, give others: --split test, or another folder."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class HardenRun:
@@ -77,12 +82,8 @@ class HardenRun:
         if done := self._finished(out):
             shutil.rmtree(work, ignore_errors=True)
             return done, ("The bundle was finished already.",)
-        identity = {
-            **self.request(),
-            "model": self.material.base.fingerprint,
-            "data": self.material.fingerprint,
-        }
-        with claimed(work, identity):
+        # Stored steps are found by keys of their own: a corrected request uses those that fit.
+        with claimed(work, {"command": "harden", "out": out.name}):
             kept = Store(store or Path(os.environ.get(STORE) or work / "store"))
             check_writable(kept.folder)
             classifier, notes = self.made(kept)
@@ -163,7 +164,8 @@ class HardenRun:
         held_out = self.material.held_out
         classifier.scores(held_out.to_float(torch.arange(1)))
         if classifier.rejects:
-            return [set_threshold(classifier, held_out.images, held_out.labels, self.rule)]
+            said = set_threshold(classifier, held_out.images, held_out.labels, self.rule)
+            return [said] if self.material.base.classifier.provenance else [said, UNSEEN]
         return ["The model never rejects, so there is no threshold."]
 
     def rates(self, classifier: Classifier) -> Rates:

@@ -157,5 +157,5 @@ def _files(images: Sequence[str | Path]) -> list[Path]:
         else:
             raise DemurError(f"there is no file or folder {printable(path)}.")
     if not found:
-        raise DemurError("there is no image to predict.")
+        raise DemurError(f"there is no image in {', '.join(map(printable, images))}.")
     return found

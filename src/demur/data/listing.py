@@ -151,9 +151,10 @@ def _beside(path: Path) -> tuple[int, int]:
 
 def _no_classes(path: Path) -> DemurError:
     images, files = _beside(path)
-    has = f"holds {images} images" if images else f"holds {files} files" if files else "is empty"
+    has = f"holds {images} images" if images else f"holds {files} files"
+    fault = f"{has}, but no sub-folders" if files else "is empty"
     return DemurError(
-        f"{printable(path)} {has}, but no sub-folders. Put the images of each class into a "
+        f"{printable(path)} {fault}. Put the images of each class into a "
         "sub-folder with the name of the class, or give a CSV manifest with a line path,label for "
         "each image."
     )

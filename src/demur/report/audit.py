@@ -29,7 +29,7 @@ FRAMEWORKS: Final = (
 
 VERDICTS: Final = {
     "sound": "All self-tests that can be applied passed: the figures are an upper bound on robustness that can be "
-    "defended.",
+    "relied on.",
     "doubtful": "There is doubt: a stronger attack may find more.",
     "unsound": "A self-test shows that an attack failed by its own fault: do not call this model "
     "robust by these figures.",
