@@ -123,6 +123,7 @@ def test_the_same_request_again_computes_nothing_and_another_one_is_refused(
         demur.audit(network, images, ["linf:0.2"], out=found.folder, device="cpu")
 
 
+@pytest.mark.slow
 def test_the_users_module_keeps_its_modes(network, images):
     """R3."""
     network.train()
@@ -143,6 +144,7 @@ def test_one_number(network, images):
     assert float(row) == pytest.approx(row.correct + row.rejected)
 
 
+@pytest.mark.slow
 def test_float_images_of_tensors_are_taken(network, images):
     pair = (images.to_float()[:5], images.labels[:5])
     assert demur.audit(network, pair, ["linf:0.1"], device="cpu").threat("clean").n == 5

@@ -59,6 +59,7 @@ def front(results):
     return {(row.group, row.row, row.column): row.measured for row in results.tables[0].rows}
 
 
+@pytest.mark.slow
 def test_every_defence_meets_every_attacker_in_three_outcomes(folder):
     found = front(read(folder))
     for attacker in ATTACKED_BY:
@@ -78,6 +79,7 @@ def test_every_defence_meets_every_attacker_in_three_outcomes(folder):
     ) == 14
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_from_its_cells_and_says_the_same(folder, profile):
     """R10."""
     before = read(folder)
@@ -137,6 +139,7 @@ def test_a_page_of_several_runs_has_the_front_table_of_each(folder, profile, tmp
     assert len(read(tmp_path / "page").tables) == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(folder, tmp_path):
     with pytest.raises(DemurError, match="at least one run"):
         compare([], tmp_path)
@@ -159,6 +162,7 @@ def test_every_experiment_has_the_front_table():
     }
 
 
+@pytest.mark.slow
 def test_the_demo_of_all_studies_runs_each_and_writes_one_page(folder, tmp_path, monkeypatch):
     asked = []
 
@@ -184,6 +188,7 @@ def test_the_demo_of_all_studies_runs_each_and_writes_one_page(folder, tmp_path,
     )
 
 
+@pytest.mark.slow
 def test_the_demo_runs_the_comparison(folder, tmp_path, monkeypatch):
     asked = []
 

@@ -112,6 +112,7 @@ def figures(results, title):
     return {(row.group, row.row, row.column): row.measured for row in table.rows}
 
 
+@pytest.mark.slow
 def test_a_run_ranks_the_filters_both_ways_and_says_whether_smoothing_defends(folder):
     results = read(folder)
     ranked = figures(results, "Filters, ranked")
@@ -137,6 +138,7 @@ def test_a_run_ranks_the_filters_both_ways_and_says_whether_smoothing_defends(fo
     assert "NaN" not in page
 
 
+@pytest.mark.slow
 def test_the_worst_case_counts_whatever_any_attacker_found(folder):
     """R13, R24."""
     found = figures(read(folder), "Wrong answers under each attacker")
@@ -154,6 +156,7 @@ def test_the_worst_case_counts_whatever_any_attacker_found(folder):
         )
 
 
+@pytest.mark.slow
 def test_every_figure_says_its_number_of_images(folder):
     tables = read(folder).tables
     without = {row.column for table in tables for row in table.rows if row.n is None}
@@ -165,6 +168,7 @@ def test_every_figure_says_its_number_of_images(folder):
     }
 
 
+@pytest.mark.slow
 def test_the_records_hold_the_target_of_each_image_and_name_the_attackers(folder):
     records = pl.read_parquet(folder / "records.parquet")
     targeted = records.filter(model="digits: no filter", norm="l2")
@@ -178,6 +182,7 @@ def test_the_records_hold_the_target_of_each_image_and_name_the_attackers(folder
     assert {"PGD(steps=2)", "StandIn(attack=PGD(steps=2), gradient='box')"} < set(kinds)
 
 
+@pytest.mark.slow
 def test_photographs_go_from_network_to_network_and_tuning_is_attacked_both_ways(folder):
     results = read(folder)
     hard = figures(results, "Photographs: which network")
@@ -204,6 +209,7 @@ def test_an_interrupted_run_ends_with_the_same_figures(
     check_interruption("smoothing", profile, root, folder, again, monkeypatch, scoring, "attack")
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing_anew(profile, root, folder, monkeypatch):
     before = read(folder)
 

@@ -189,9 +189,9 @@ def audit(
     >>> train, test = data.load("digits"), data.load("digits", "test")
     >>> network = networks.background_class_network(10)
     >>> _ = training.fit(network, train.images[:300], train.labels[:300], epochs=2, batch_size=32)
-    >>> found = demur.audit(network, test, ["linf:0.1"], num_samples=20)
+    >>> found = demur.audit(network, test, ["linf:0.1"], num_samples=8)
     >>> found.threat("linf:0.1").n
-    20
+    8
     """
     chosen = profile_named(profile)
     check_seed(seed)
