@@ -16,6 +16,7 @@ from demur.threat import ThreatModel
 from demur.training import fit
 
 
+@pytest.mark.slow
 def test_a_search_sets_what_each_layers_machines_are_fitted_with(trained):
     network, images, labels = trained
     images, labels, tried = images[:300], labels[:300], {"Cs": [1e-4, 10.0], "gammas": [1e-6, 0.01]}
