@@ -6,8 +6,9 @@ READY = $(VENV)/.ready
 # Two processes with one thread each: two threads of torch on two cores are slower.
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Two halves that take about as long.
-FIRST = $(wildcard tests/test_[a-d]*.py) tests/test_engine_of_evaluation.py
-SECOND = $(filter-out $(FIRST), $(wildcard tests/test_[e-z]*.py)) src
+FIRST = $(filter-out tests/test_background_images.py tests/test_blur.py, \
+        $(wildcard tests/test_[a-d]*.py)) tests/test_engine_of_evaluation.py
+SECOND = $(filter-out $(FIRST), $(wildcard tests/test_*.py)) src
 
 .PHONY: demo test test-all lint docs release-check interoperability clean
 
