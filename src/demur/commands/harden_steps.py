@@ -3,6 +3,7 @@
 Each is a frozen dataclass of its settings with their defaults.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,7 +63,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(ABC):
     """A defence, added to a model."""
 
     name: ClassVar[str] = ""
@@ -71,12 +72,12 @@ class Step:
 
     rejects: ClassVar[bool] = False
 
-    def check(self, images: ImageSet, base: Classifier) -> None:
+    def check(self, images: ImageSet, base: Classifier) -> None:  # noqa: B027 - few need one
         """Raise DemurError for images to learn from, or a base, that do not suffice."""
 
+    @abstractmethod
     def make(self, given: Given) -> Classifier:
         """Make the defended classifier."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
