@@ -17,7 +17,8 @@ from demur import attacks
 
 SOURCE = Path(demur.__file__).parent
 ROOT = SOURCE.parents[1]
-ROOMS = ["attacks", "classifier", "data", "defenses", "errors", "evaluation"]
+ROOMS = ["attacks", "bounds", "certificates", "classifier", "data", "defenses", "errors"]
+ROOMS += ["evaluation"]
 ROOMS += ["files", "goals", "hardware", "loading", "masks", "metrics", "networks", "norms"]
 ROOMS += ["progress", "report", "seeds", "threat", "training"]
 
@@ -307,7 +308,17 @@ def test_d37_only_commands_change_malloc():
     assert callers("tuned") > {"classifier/base.py"}  # negative control
 
 
-FLOORS = ["attacks", "classifier", "data", "defenses", "evaluation", "loading", "metrics"]
+FLOORS = [
+    "attacks",
+    "bounds",
+    "certificates",
+    "classifier",
+    "data",
+    "defenses",
+    "evaluation",
+    "loading",
+    "metrics",
+]
 FLOORS += ["networks", "norms", "training"]
 FILES = sorted(
     [

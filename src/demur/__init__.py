@@ -33,7 +33,8 @@ _HOME = {
 }
 _ROOMS = frozenset(
     {
-        *("attacks", "classifier", "data", "defenses", "errors", "evaluation"),
+        *("attacks", "bounds", "certificates", "classifier", "data", "defenses", "errors"),
+        "evaluation",
         *("files", "goals", "hardware", "loading", "masks", "metrics", "networks", "norms"),
         *("progress", "report", "seeds", "threat", "training"),
     }

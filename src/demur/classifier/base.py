@@ -125,6 +125,12 @@ class Classifier(nn.Module):
         best = scores[:, : self.num_classes].amax(1).double()
         return best - (scores[:, -1].double() - self._threshold)
 
+    def _acceptance_of(self, images: Tensor, scores: Tensor) -> Tensor:
+        """Give `_acceptance` of images (N, ...) in [0, 1] and their scores. A threshold that is no
+        function of the scores needs the images.
+        """
+        return self._acceptance(scores)
+
     def _accept_from(self, value: float) -> None:
         """Set the threshold, in the scale of `_acceptance`."""
         self._move_threshold(value)

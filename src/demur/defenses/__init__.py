@@ -7,6 +7,7 @@ from demur.defenses.adversarial_training import AdversarialTraining, LocalizedAd
 from demur.defenses.background_class import BackgroundClass
 from demur.defenses.base import Defense
 from demur.defenses.blur import GaussianBlur, MedianBlur
+from demur.defenses.certified_consistency import CertifiedConsistency
 from demur.defenses.combined import EitherRejects
 from demur.defenses.confidence_threshold import ConfidenceThreshold
 from demur.defenses.deep_neural_rejection import DeepNeuralRejection
@@ -16,6 +17,7 @@ from demur.defenses.neural_rejection import NeuralRejection
 __all__ = [
     "AdversarialTraining",
     "BackgroundClass",
+    "CertifiedConsistency",
     "ConfidenceThreshold",
     "DeepNeuralRejection",
     "Defense",

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from demur.bounds.rules import StricterRule
 from demur.classifier import Classifier, check_classifier
 from demur.defenses.base import Defense
 from demur.defenses.margins import next_above
@@ -103,6 +104,10 @@ class _Either(nn.Module):
         super().__init__()
         self.first = first
         self.second = second
+
+    def reject_rule(self) -> StricterRule:
+        """Give the rule of rejection, for certificates: the first, of which more is rejected."""
+        return StricterRule(self.first)
 
     def forward(self, images: Tensor) -> Tensor:
         scores = self.first(images)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from demur.bounds.rules import ConfidenceRule
 from demur.classifier import Classifier, check_counts, check_labels
 from demur.data import to_float
 from demur.defenses.base import Defense
@@ -252,6 +253,11 @@ class _Thresholded(nn.Module):
             )
         reject = _above(scores.amax(1), (self.limit - self.confidence(scores)) / 2)
         return torch.cat([scores, reject[:, None]], 1)
+
+    def reject_rule(self) -> ConfidenceRule:
+        """Give the rule of rejection, for certificates."""
+        kind: Any = self.score
+        return ConfidenceRule(self.network, kind, self.limit)
 
     def confidence(self, scores: Tensor) -> Tensor:
         """Compute the confidence (N,), float64, of class scores (N, K), in a scale that does not

@@ -7,7 +7,7 @@ filters (R25).
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -282,6 +282,9 @@ def check_size(size: object) -> None:
 class GaussianFilter(nn.Module):
     """`gaussian_blur` as a module."""
 
+    positive_linear: ClassVar[bool] = True
+    """For `demur.bounds`: a linear function without negative coefficients."""
+
     def __init__(self, sigma: float) -> None:
         super().__init__()
         check_sigma(sigma)
@@ -298,6 +301,10 @@ class GaussianFilter(nn.Module):
 
 class MedianFilter(nn.Module):
     """`median_blur` as a module."""
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Bound the medians of images between two bounds: a median increases with each pixel."""
+        return median_blur(lower, self.size), median_blur(upper, self.size)
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -6,11 +6,14 @@ vectors of all classes together. The probability of class k is 1 / (1 + exp(A_k 
 machines with scikit-learn.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from demur.attacks import KernelMachine
 from demur.classifier.cache import Cache
+from demur.defenses.rbf_bounds import combination_bounds
 from demur.errors import DemurError
 from demur.hardware import changes_of
 
@@ -129,6 +132,35 @@ class OneVsRestRBFSVM(KernelMachine):
         if self._rounded.value is None or self._rounded.value[0] != key:
             self._rounded.value = (key, self.support.bfloat16())
         return self._rounded.value[1]
+
+    combines: ClassVar[bool] = True
+    """For `demur.bounds`: `interval` takes combinations of the decision values."""
+
+    def interval(
+        self, lower: Tensor, upper: Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Bound decision values, or combinations of them, for features in a box.
+
+        Parameters
+        ----------
+        lower, upper : Tensor of shape (N, D)
+        rows : Tensor of shape (N, M, K), optional
+            Coefficients. Default: each decision value, M = K.
+
+        Returns
+        -------
+        low, high : Tensor of shape (N, M)
+            In the precision of the bounds. See `rbf_bounds.combination_bounds`.
+        """
+        weights = self.weights.to(lower).T
+        offset = self.intercepts.to(lower)
+        if rows is not None:
+            offset = rows @ offset
+            weights = rows @ weights
+        support = self.support.to(lower)
+        centre = self.centre.to(lower)
+        low, high = combination_bounds(lower - centre, upper - centre, support, self.gamma, weights)
+        return low + offset, high + offset
 
     def probabilities(self, values: Tensor) -> Tensor:
         """Turn decision values (N, K) into Platt's probabilities (N, K), normalised to sum 1."""

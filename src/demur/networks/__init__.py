@@ -1,6 +1,7 @@
 """Networks: those of the papers, ImageNet networks with their preprocessing, and a detector."""
 
 from demur.networks.adapted import AdaptedNetwork
+from demur.networks.certified import certified_cnn, certified_cnn7, certified_weights
 from demur.networks.detection import Detector
 from demur.networks.features import FeatureExtractor
 from demur.networks.imagenet import (
@@ -25,6 +26,9 @@ __all__ = [
     "ImageNetNetwork",
     "background_class_network",
     "build",
+    "certified_cnn",
+    "certified_cnn7",
+    "certified_weights",
     "class_number",
     "dnr_cnn",
     "imagenet_network",

@@ -1,17 +1,21 @@
 """Training: the loop that trains every network, and the optimizers of the papers."""
 
+from demur.training.certified import CertifiedLoss, certified_fit
 from demur.training.loop import Scheduler, fit
 from demur.training.optimizers import adadelta, rejection_sgd, stepwise_sgd
-from demur.training.steps import BatchTransform, Epoch
+from demur.training.steps import BatchTransform, Epoch, Loss
 from demur.training.stopping import Accuracy, EarlyStopping
 
 __all__ = [
     "Accuracy",
     "BatchTransform",
+    "CertifiedLoss",
     "EarlyStopping",
     "Epoch",
+    "Loss",
     "Scheduler",
     "adadelta",
+    "certified_fit",
     "fit",
     "rejection_sgd",
     "stepwise_sgd",

@@ -27,6 +27,7 @@ from demur.training.randomness import preserved_randomness, seed_step
 from demur.training.steps import (
     BatchTransform,
     Epoch,
+    Loss,
     State,
     Training,
     collect,
@@ -52,6 +53,8 @@ def fit(
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = adadelta,
     scheduler: Scheduler | None = None,
     transform: BatchTransform | None = None,
+    loss: Loss | None = None,
+    max_gradient_norm: float | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     stopping: EarlyStopping | None = None,
     seed: int = 0,
@@ -88,6 +91,13 @@ def fit(
         after every step of the optimizer.
     transform : callable, optional
         ``transform(network, images, labels, step)`` changes each batch before its step.
+    loss : callable, optional
+        ``loss(network, images, labels, epoch)`` computes the loss of a batch and its scores, in
+        place of the cross-entropy, for example `CertifiedLoss`. `epoch` counts the epochs that are
+        done, with a fraction. It calls the network itself, in float32, so one process alone can use
+        it.
+    max_gradient_norm : float, optional
+        Gradients of a larger Euclidean norm are shortened to it.
     validation : pair of Tensor, optional
         Images and labels that the network is measured on after each epoch, in float32.
     stopping : EarlyStopping, optional
@@ -136,12 +146,9 @@ def fit(
     True
     """
     _check_can_learn(network)
-    check_counts(epochs=epochs)
-    if validation is not None:
-        check_labelled(*validation, "validation")
+    _check_counted(epochs, validation)
     fabric = fabric or _fabric(device, precision, network)
-    if stopping is not None and fabric.world_size > 1:
-        raise DemurError("early stopping is for a training in one process.")
+    _check_alone(fabric, stopping, loss)
     batches = make_batches(
         images, labels, batch_size, data_key, seed, fabric.global_rank, fabric.world_size
     )
@@ -155,8 +162,8 @@ def fit(
             network=network,
             batches=batches.identity(),
             run=(epochs, seed, fabric.strategy.precision.precision, fabric.world_size),
-            optimizer=(optimizer, type(made), made.defaults, made.state_dict()["param_groups"]),
-            rest=(scheduler, transform, validation, stopping),
+            optimizer=_identity(optimizer, made),
+            rest=(scheduler, transform, validation, stopping, loss, max_gradient_norm),
         )
     schedule = _schedule(scheduler, made, epochs * batches.steps)
     model, wrapped = fabric.setup(network, made)
@@ -174,6 +181,8 @@ def fit(
         checkpoint=Path(checkpoint) if checkpoint else None,
         key=fabric.broadcast(key),  # all processes resume, or none
         stopping=stopping,
+        loss=loss,
+        max_gradient_norm=max_gradient_norm,
     )
     return _train(training)
 
@@ -189,6 +198,23 @@ def _check_can_learn(network: nn.Module) -> None:
         raise DemurError(
             "the network has no parameter that requires a gradient: nothing can learn."
         )
+
+
+def _check_counted(epochs: int, validation: tuple[Tensor, Tensor] | None) -> None:
+    check_counts(epochs=epochs)
+    if validation is not None:
+        check_labelled(*validation, "validation")
+
+
+def _identity(make: Callable[[Iterable[nn.Parameter]], Optimizer], made: Optimizer) -> object:
+    """Give what tells an optimizer from others."""
+    return make, type(made), made.defaults, made.state_dict()["param_groups"]
+
+
+def _check_alone(fabric: Fabric, stopping: EarlyStopping | None, loss: Loss | None) -> None:
+    for given, what in ((stopping, "early stopping"), (loss, "a loss of your own")):
+        if given is not None and fabric.world_size > 1:
+            raise DemurError(f"{what} is for a training in one process.")
 
 
 def _train(training: Training) -> list[Epoch]:

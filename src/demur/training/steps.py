@@ -21,6 +21,9 @@ from demur.training.stopping import Best, EarlyStopping
 BatchTransform = Callable[[nn.Module, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """(network, images in [0, 1], labels, step) -> the images and labels to train on."""
 
+Loss = Callable[[nn.Module, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+"""(network, images in [0, 1], labels, epochs that are done) -> the loss, and the clean scores."""
+
 VALIDATION_BATCH = 512
 
 
@@ -68,6 +71,8 @@ class Training:
     checkpoint: Path | None
     key: str
     stopping: EarlyStopping | None = None
+    loss: Loss | None = None
+    max_gradient_norm: float | None = None
 
 
 @dataclass
@@ -93,12 +98,13 @@ def take_step(training: Training, batch: Batch, step: int) -> Tensor:
         images, labels = training.transform(training.model, images, labels, step)
     images = _laid_out(training.network, images)
     training.optimizer.zero_grad(set_to_none=True)
-    scores = _scores(training.model, images)
-    if batch.highest >= scores.shape[1]:
-        raise DemurError(
-            f"a label is {batch.highest}, but the network has {scores.shape[1]} outputs."
-        )
-    loss = nn.functional.cross_entropy(scores, labels)
+    if training.loss is None:
+        scores = _scores(training.model, images)
+        _check_highest(batch, scores)
+        loss = nn.functional.cross_entropy(scores, labels)
+    else:
+        epoch = step / training.batches.steps
+        loss, scores = training.loss(training.network, images, labels, epoch)
     if not loss.requires_grad:
         raise DemurError(
             "the network's scores do not depend on a parameter that can learn: nothing may detach "
@@ -106,6 +112,8 @@ def take_step(training: Training, batch: Batch, step: int) -> Tensor:
         )
     with raising_module_errors(images):
         training.fabric.backward(loss)
+    if training.max_gradient_norm is not None:
+        nn.utils.clip_grad_norm_(training.network.parameters(), training.max_gradient_norm)
     training.optimizer.step()
     if training.schedule is not None:
         training.schedule.step()
@@ -113,6 +121,13 @@ def take_step(training: Training, batch: Batch, step: int) -> Tensor:
         correct = (scores.argmax(1) == labels).sum().double()
         count = torch.full_like(loss, len(labels)).double()
         return torch.stack([loss.double() * len(labels), correct, count])
+
+
+def _check_highest(batch: Batch, scores: Tensor) -> None:
+    if batch.highest >= scores.shape[1]:
+        raise DemurError(
+            f"a label is {batch.highest}, but the network has {scores.shape[1]} outputs."
+        )
 
 
 def _scores(network: nn.Module, images: Tensor) -> Tensor:

@@ -1,0 +1,207 @@
+"""A classifier, its graph and its rule of rejection: what the methods bound."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from demur.bounds import Propagation, Region, UnsupportedLayerError, trace
+from demur.bounds.propagation import ENTRIES, Bounded
+from demur.bounds.rules import (
+    ConfidenceRule,
+    ConsistencyRule,
+    Decision,
+    RejectRule,
+    StricterRule,
+)
+from demur.bounds.tracing import Graph
+from demur.certificates.confidence import confidence_margin, confidence_rows
+from demur.certificates.questions import question
+from demur.classifier import Classifier, evaluating
+from demur.goals import AnyError, ForceReject
+from demur.threat import ThreatModel
+
+Method = Literal["ibp", "crown-ibp", "crown"]
+METHODS: tuple[Method, ...] = get_args(Method)
+"""The deterministic methods, from the fastest to the slowest."""
+
+SLOPES: tuple[Literal["adaptive", "flat", "steep"], ...] = ("adaptive", "flat", "steep")
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What must be bounded to certify a classifier.
+
+    Parameters
+    ----------
+    classifier : Classifier
+    graph : Graph
+    scores : int
+        The node of the scores of the network under the rule.
+    rule : RejectRule or None
+        None: the scores decide, with or without a reject column.
+    stricter : bool
+        Whether more may be rejected than the rule rejects.
+    """
+
+    classifier: Classifier
+    graph: Graph
+    scores: int
+    rule: RejectRule | None
+    stricter: bool
+
+    @classmethod
+    def of(cls, classifier: Classifier, images: Tensor) -> "Problem":
+        """Trace a classifier on a few images, in evaluation mode and float32.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If a layer has no bounds, or the network draws random numbers.
+        """
+        device = images.device.type
+        with evaluating(classifier), torch.no_grad(), torch.autocast(device, enabled=False):
+            graph, first = trace(classifier, images)
+            again, second = trace(classifier, images)
+        if not (torch.equal(first, second) and _same_constants(graph, again)):
+            raise UnsupportedLayerError("the model itself", "a random draw at prediction")
+        place = graph.output
+        stricter = False
+        rule: RejectRule | None = None
+        while isinstance(operation := graph.nodes[place].operation, Decision):
+            rule = operation.rule
+            place = graph.nodes[place].inputs[0]
+            if not isinstance(rule, StricterRule):
+                at_images = operation.given == 0
+                if isinstance(rule, ConsistencyRule) and not at_images:
+                    # Its balls are not balls of images: only more rejections are known.
+                    rule, stricter = None, True
+                break
+            rule, stricter = None, True
+        return cls(classifier, graph, place, rule, stricter)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the scores under the rule."""
+        return self.graph.nodes[self.scores].shape[0]
+
+    def margin(self, images: Tensor, labels: Tensor, threat: ThreatModel, method: Method) -> Tensor:
+        """Bound what must be above 0 for a proof, (N,) float64.
+
+        Parameters
+        ----------
+        images : Tensor of shape (N, ...), in [0, 1]
+        labels : Tensor of shape (N,), int64
+        threat : ThreatModel
+            Of these images.
+        method : {"ibp", "crown-ibp", "crown"}
+        """
+        goal = threat.goal
+        rule = self.rule
+        hidden = isinstance(goal, AnyError | ForceReject)
+        if self.stricter and hidden:
+            return torch.full((len(images),), -torch.inf, dtype=torch.float64)
+        less = 0.0
+        if isinstance(rule, ConsistencyRule):
+            if hidden:
+                return self._never_rejected(images, labels, threat, rule, method)
+            less = proven_within(rule, threat, images)
+        propagation = self._propagation(images, threat, method, less)
+        classes = self.classifier.num_classes
+        if isinstance(rule, ConfidenceRule):
+            rows = confidence_rows(labels, classes)
+            lower = self._lower(propagation, rows, method).lower
+            return confidence_margin(lower, labels, classes, rule, goal)
+        asked = question(goal, labels, classes, self.columns)
+        lower = self._lower(propagation, asked.rows.flatten(1, 2), method).lower
+        return asked.margin(lower)
+
+    def _never_rejected(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        rule: ConsistencyRule,
+        method: Method,
+    ) -> Tensor:
+        """Certified consistency accepts everywhere, if its check passes at eps + delta.
+
+        Intervals only: they widen with the box, so that the check of each image is contained. The
+        check rounds as we do: its slack counts twice.
+        """
+        nothing = torch.full((len(images),), -torch.inf, dtype=torch.float64)
+        if method != "ibp" or rule.check != "ibp":
+            return nothing
+        propagation = self._propagation(images, threat, method, -rule.delta)
+        asked = question(AnyError(), labels, self.columns, self.columns)
+        if isinstance(threat.goal, AnyError):
+            found = self._lower(propagation, asked.rows.flatten(1, 2), method)
+            return asked.margin(found.lower - found.slack)
+        margin = nothing
+        for column in range(self.columns):
+            each = question(AnyError(), torch.full_like(labels, column), self.columns, self.columns)
+            found = self._lower(propagation, each.rows.flatten(1, 2), method)
+            margin = torch.maximum(margin.to(found.lower), each.margin(found.lower - found.slack))
+        return margin
+
+    def _propagation(
+        self, images: Tensor, threat: ThreatModel, method: Method, less: float
+    ) -> Propagation:
+        assert threat.eps is not None
+        norm: Any = threat.norm
+        if less < 0:
+            norm = "linf"  # the box around the Euclidean ball, wider by delta everywhere
+        region = Region.around(images.double(), threat.eps, norm, threat.mask, less)
+        propagation = Propagation(self.graph, self.classifier, region)
+        propagation.forwards(tighten=method == "crown")
+        return propagation
+
+    def _lower(self, propagation: Propagation, rows: Tensor, method: Method) -> Bounded:
+        """Bound rows (N, P, columns) @ scores from below, (N, P)."""
+        best = propagation.lower_by_intervals(self.scores, rows)
+        if method == "ibp":
+            return best
+        count, each = rows.shape[:2]
+        flat = rows.flatten(0, 1)
+        owner = torch.arange(count, device=rows.device).repeat_interleave(each)
+        step = max(1, ENTRIES // propagation.largest)
+        lower, slack = (one.flatten().clone() for one in best)
+        for start in range(0, len(flat), step):
+            place = slice(start, start + step)
+            for slope in SLOPES:
+                found = propagation.backwards(self.scores, flat[place], owner[place], slope)
+                better = found.lower > lower[place]
+                lower[place] = torch.where(better, found.lower, lower[place])
+                slack[place] = torch.where(better, found.slack, slack[place])
+        return Bounded(lower.view(count, each), slack.view(count, each))
+
+
+def proven_within(rule: ConsistencyRule, threat: ThreatModel, images: Tensor) -> float:
+    """Give by how much the radius shrinks, because accepted answers are constant within delta.
+
+    Where delta is Euclidean and the threat is not, the largest box in the ball counts.
+    """
+    if rule.check == "pgd":
+        return 0.0
+    if rule.norm == "l2" and threat.norm == "linf":
+        return float(rule.delta / images[0].numel() ** 0.5)
+    return rule.delta
+
+
+def _same_constants(one: Graph, other: Graph) -> bool:
+    """Say whether two graphs have the same operations and constants."""
+    if len(one.nodes) != len(other.nodes) or one.output != other.output:
+        return False
+    for first, second in zip(one.nodes, other.nodes, strict=True):
+        if type(first.operation) is not type(second.operation) or first.shape != second.shape:
+            return False
+        pairs = zip(first.operation.tensors, second.operation.tensors, strict=True)
+        for left, right in pairs:
+            if left.name != right.name:
+                return False
+            if left.value is None or right.value is None:
+                continue
+            if not torch.equal(left.value, right.value):
+                return False
+    return True

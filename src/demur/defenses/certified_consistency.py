@@ -1,0 +1,274 @@
+"""Rejection of answers that are not proven to be constant around the image."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from demur.classifier import Classifier, check_counts, check_labels, device_of, evaluating
+from demur.data import to_float
+from demur.defenses.base import Defense
+from demur.defenses.confidence_threshold import check_rate
+from demur.defenses.consistency_checks import Check, Consistent, check_delta
+from demur.errors import DemurError, unknown
+from demur.hardware import tuned
+from demur.progress import job
+
+BATCH_SIZE = 256
+HALVINGS = 12
+
+
+class CertifiedConsistency(Defense):
+    """A classifier that answers as its network, and rejects where the answer is not proven constant
+    within delta (Linf).
+
+    With c the best class, m is a lower bound of min_k (s_c - s_k) over all images within delta in
+    [0, 1]. The reject score is s_c - m: an image is rejected if m < 0. So an image on which the
+    network is certified at r is never wrong and accepted at eps = r + delta (docs/certificates.md).
+
+    Parameters
+    ----------
+    network : nn.Module
+        A trained network or classifier without a reject column, from images (N, C, H, W) in [0, 1]
+        to scores (N, num_classes). For a useful delta it is trained for certificates, see
+        `demur.training.certified_fit`.
+    num_classes : int
+        Number of classes K.
+    delta : float in [0, 1], optional
+        Radius of the check, in the unit of pixels.
+    check : {"ibp", "crown-ibp", "pgd"}, default "ibp"
+        - "ibp": intervals. Deterministic and differentiable, and in exported graphs.
+        - "crown-ibp": linear functions over these intervals. Slower, often tighter.
+        - "pgd": an attack, so nothing is proven: *unproven*. Chen et al. 2023; on MNIST, delta .1,
+          20 steps of .01 from the image itself.
+    false_rejection_rate : float in [0, 1), optional
+        Instead of delta: `fit` finds the largest delta at which at most this share of the correct
+        images is rejected.
+    steps : int, default 20
+        Steps of "pgd".
+    step_size : float, optional
+        Length of the steps of "pgd". Default: a tenth of delta.
+
+    Attributes
+    ----------
+    delta : float or None
+        None before `fit`, if it was not given.
+    proven : bool
+        Whether the check proves something: not for "pgd".
+    false_rejection_rate_ : float or None
+        The share of the correct images of `fit` that is rejected.
+
+    Raises
+    ------
+    DemurError
+        If not exactly one of `delta` and `false_rejection_rate` is given, a value is out of range,
+        or the network rejects.
+    UnsupportedLayerError
+        At the first scores, if a layer of the network has no bounds.
+
+    Notes
+    -----
+    m is rounded downwards, by 2^-19 of the sum of the sizes of its terms (about 16 roundings of
+    float32). `threshold` and `set_threshold` are delta.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from demur.defenses import CertifiedConsistency
+    >>> images = torch.tensor([[[[0.1, 0.9]]], [[[0.4, 0.6]]]])
+    >>> CertifiedConsistency(torch.nn.Flatten(), 2, delta=0.2).predict(images)
+    tensor([ 1, -1])
+    >>> found = CertifiedConsistency(torch.nn.Flatten(), 2, false_rejection_rate=0.5)
+    >>> round(found.fit(images, torch.tensor([1, 1])).delta, 2)  # half of the difference .8
+    0.4
+    """
+
+    places: ClassVar[Mapping[str, str]] = {"network": "module.network"}
+    _remedy: ClassVar[str] = " on held-out images, or give delta"
+    false_rejection_rate_: float | None = None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        delta: float | None = None,
+        check: Check = "ibp",
+        *,
+        false_rejection_rate: float | None = None,
+        steps: int = 20,
+        step_size: float | None = None,
+    ) -> None:
+        if check not in get_args(Check):
+            raise unknown("check", str(check), get_args(Check))
+        if (delta is None) == (false_rejection_rate is None):
+            raise DemurError("give delta or a false rejection rate, one of the two.")
+        if false_rejection_rate is not None:
+            check_rate(false_rejection_rate)
+        check_counts(steps=steps)
+        if isinstance(network, Classifier) and network._columns.value:
+            raise DemurError(
+                f"{type(network).__name__} rejects already: CertifiedConsistency takes a network "
+                "without a reject column."
+            )
+        start = 0.0 if delta is None else check_delta(delta)
+        module = Consistent(network, num_classes, start, check, steps, step_size)
+        super().__init__(module, num_classes, rejects=True, fitted=delta is not None)
+        self.check = check
+        self.false_rejection_rate = false_rejection_rate
+        self._given_delta = None if delta is None else start
+
+    @property
+    def _consistent(self) -> Consistent:
+        assert isinstance(self.module, Consistent)
+        return self.module
+
+    @property
+    def delta(self) -> float | None:
+        """The radius of the check."""
+        return self._consistent.delta if self.fitted_ else None
+
+    @property
+    def proven(self) -> bool:
+        """Whether the check proves something."""
+        return self.check != "pgd"
+
+    @property
+    def threshold(self) -> float:
+        """Delta: the radius within which an accepted answer is proven to be constant."""
+        self._check_fitted()
+        return self._consistent.delta
+
+    def set_threshold(self, value: float) -> None:
+        """Change delta. Larger values reject more images.
+
+        Raises
+        ------
+        DemurError
+            If the value is not in [0, 1].
+        """
+        self._check_fitted()
+        self._consistent.delta = check_delta(value)
+
+    def _acceptance_of(self, images: Tensor, scores: Tensor) -> Tensor:
+        """Give, for images (N, ...) in [0, 1], the largest delta at which each is accepted."""
+        return self.radii(images)
+
+    def _accept_from(self, value: float) -> None:
+        self._consistent.delta = min(1.0, max(0.0, value))
+
+    @torch.no_grad()
+    def radii(self, images: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
+        """Find the largest delta at which each image is accepted, by 12 halvings.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, C, H, W), float in [0, 1]
+        batch_size : int, default 256
+
+        Returns
+        -------
+        Tensor of shape (n,), float64
+            Each image is accepted at its value. -1 where it is rejected at 0, too.
+        """
+        device = device_of(self, images.device)
+        with evaluating(self), tuned(), torch.autocast(device.type, enabled=False):
+            parts = torch.split(images, batch_size)
+            return torch.cat([self._radii(part.to(device)).cpu() for part in parts])
+
+    def _radii(self, images: Tensor) -> Tensor:
+        low = torch.full((len(images),), -1.0, dtype=torch.float64, device=images.device)
+        high = torch.full_like(low, 1.0)
+        for middle in (torch.ones_like(low), torch.zeros_like(low)):
+            accepted = self._accepted(images, middle)
+            low = torch.where(accepted, torch.maximum(low, middle), low)
+        for _ in range(HALVINGS):
+            middle = ((low + high) / 2).clamp(min=0)
+            accepted = self._accepted(images, middle) & (low >= 0)
+            low = torch.where(accepted, middle, low)
+            high = torch.where(accepted | (low < 0), high, middle)
+        return low
+
+    def _accepted(self, images: Tensor, delta: Tensor) -> Tensor:
+        return self._consistent.room(images, delta.to(images.dtype))[1] >= 0
+
+    def fit(self, images: Tensor, labels: Tensor, batch_size: int = BATCH_SIZE) -> Self:
+        """Find delta on held-out images, if a false rejection rate was given, and measure the rate.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, C, H, W), uint8 or float in [0, 1]
+            Images that the network was not trained on (R17).
+        labels : Tensor of shape (n,), integers in 0..num_classes-1
+        batch_size : int, default 256
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        DemurError
+            If no image is correct, or the rate cannot be reached. The defence is then unchanged.
+        """
+        check_labels(labels, len(images), self.num_classes)
+        with self._fitting(), job("delta", 1) as progress:
+            parts = [to_float(part) for part in torch.split(images, batch_size)]
+            answers = torch.cat([self.scores(part)[:, : self.num_classes] for part in parts])
+            right = answers.argmax(1) == labels.to(answers.device)
+            if not bool(right.any()):
+                raise DemurError("the network is wrong on all images: there is no delta to find.")
+            radii = torch.cat([self.radii(part) for part in parts])[right.cpu()]
+            delta = self._consistent.delta
+            if self.false_rejection_rate is not None:
+                order = radii.sort().values
+                delta = float(order[int(self.false_rejection_rate * len(order) + 1e-9)])
+                if delta < 0:
+                    raise DemurError(
+                        f"{100 * float((radii < 0).double().mean()):.3g} % of the correct images "
+                        "are rejected at delta 0, too: the rate cannot be reached."
+                    )
+            progress.advance(1)
+        self._consistent.delta = delta
+        self.false_rejection_rate_ = float((radii < delta).double().mean())
+        return self
+
+    def _probabilities(self, scores: Tensor) -> Tensor:
+        inner = self.network
+        if isinstance(inner, Classifier) and inner.num_classes == self.num_classes:
+            return inner._probabilities(scores)
+        return scores.softmax(1)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Give the parameters of the constructor besides `network` and `num_classes`, as JSON."""
+        return {
+            "delta": self._given_delta,
+            "check": self.check,
+            "false_rejection_rate": self.false_rejection_rate,
+            "steps": self._consistent.steps,
+            "step_size": self._consistent.step_size,
+        }
+
+    def learned(self) -> dict[str, Any]:
+        """Give delta and the false rejection rate, as JSON."""
+        return {
+            "delta": self._consistent.delta,
+            "false_rejection_rate": self.false_rejection_rate_,
+        }
+
+    @classmethod
+    def rebuild(
+        cls,
+        networks: Mapping[str, Any],
+        num_classes: int,
+        hyperparameters: Mapping[str, Any],
+        learned: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+    ) -> Self:
+        """Make a fitted defence from a bundle; see `Defense.rebuild`."""
+        delta = check_delta(learned.get("delta"))
+        defense = super().rebuild(networks, num_classes, hyperparameters, learned, tensors)
+        defense._consistent.delta = delta
+        defense.false_rejection_rate_ = learned.get("false_rejection_rate")
+        defense.fitted_ = True
+        return defense
