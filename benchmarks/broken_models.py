@@ -404,7 +404,9 @@ HONEST: Final[Mapping[str, Callable[[Material], Classifier]]] = {
 """The honest models, by name."""
 
 
-FURTHER: Final = {"localized adversarial training": partial(_adversarial, box=20)}
+FURTHER: Final[Mapping[str, Callable[[Material], Classifier]]] = {
+    "localized adversarial training": partial(_adversarial, box=20)
+}
 """The defence of demur that the honest models lack. It is not one of the ten of the tests."""
 
 

@@ -34,6 +34,7 @@ from demur.progress import message
 from demur.seeds import check_seed
 from demur.studies import (
     background_class,
+    background_extensions,
     comparison,
     localized_training,
     neural_rejection,
@@ -45,6 +46,7 @@ from demur.writing import check_writable
 STUDIES: dict[str, ModuleType] = {
     "comparison": comparison,
     "background-class": background_class,
+    "background-extensions": background_extensions,
     "localized-training": localized_training,
     "neural-rejection": neural_rejection,
     "smoothing": smoothing,
