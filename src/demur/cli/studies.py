@@ -19,7 +19,7 @@ def run(
         str,
         typer.Argument(
             help="comparison, background-class, background-extensions, localized-training, "
-            "neural-rejection or smoothing"
+            "neural-rejection, rejection-extensions or smoothing"
         ),
     ],
     profile: Annotated[

@@ -38,6 +38,7 @@ from demur.studies import (
     comparison,
     localized_training,
     neural_rejection,
+    rejection_extensions,
     smoothing,
 )
 from demur.studies.study import Study
@@ -49,6 +50,7 @@ STUDIES: dict[str, ModuleType] = {
     "background-extensions": background_extensions,
     "localized-training": localized_training,
     "neural-rejection": neural_rejection,
+    "rejection-extensions": rejection_extensions,
     "smoothing": smoothing,
 }
 """Each has TITLE, SOURCE, Profile and `plan`."""
