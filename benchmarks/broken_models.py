@@ -1,4 +1,4 @@
-"""Thirteen defences that hide their weakness from attacks, and ten honest models.
+"""Thirteen defences that hide their weakness from attacks, and eleven honest models.
 
 The regression set of the self-tests: `tests/test_broken_models.py` and `benchmarks/selftests.py`
 audit these models. Each broken one is a small network, its honest twin, behind a trick that makes
@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from demur import Classifier, data
+from demur import Classifier, data, masks
 from demur.attacks import PGD
 from demur.data import ImageSet, synthetic_backgrounds
 from demur.defenses import (
@@ -306,10 +306,11 @@ BROKEN: Final[Mapping[str, Callable[[Material], Classifier]]] = {
 # Honest
 
 
-def _adversarial(material: Material) -> Classifier:
-    network = material.plain()
+def _adversarial(material: Material, box: int | None = None) -> Classifier:
+    """Train on images that are attacked everywhere, or outside a centred box of such a side."""
+    around = None if box is None else masks.outside(masks.centre_box((28, 28), box, box))
     attack = PGD(steps=5, random_start=True)
-    made = AdversarialTraining(network, CLASSES, attack, f"linf:{EPS}")
+    made = AdversarialTraining(material.plain(), CLASSES, attack, f"linf:{EPS}", mask=around)
     return made.fit(*material.images(), epochs=max(1, material.epochs // 3), batch_size=64)
 
 
@@ -401,6 +402,12 @@ HONEST: Final[Mapping[str, Callable[[Material], Classifier]]] = {
     "certified-trained": _certified,
 }
 """The honest models, by name."""
+
+
+FURTHER: Final[Mapping[str, Callable[[Material], Classifier]]] = {
+    "localized adversarial training": partial(_adversarial, box=20)
+}
+"""The defence of demur that the honest models lack. It is not one of the ten of the tests."""
 
 
 def embedded(seed: int = 0) -> Material:

@@ -1,4 +1,4 @@
-"""Which self-test flags which model: thirteen broken defences and ten honest models.
+"""Which self-test flags which model: thirteen broken defences and eleven honest models.
 
     python benchmarks/selftests.py --cache DIR [--data digits|mnist] [--data-root DIR] [--seeds 5]
         [--images 40] [--models NAME,NAME] [--profile quick] [--minutes M]
@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import demur
-from broken_models import BROKEN, CLASSES, EPS, HONEST, Material
+from broken_models import BROKEN, CLASSES, EPS, FURTHER, HONEST, Material
 from demur import Classifier, Outcome, attacks, data, outcomes
 from demur.attacks.strongest import PROFILES
 from demur.data import ImageSet
 from demur.errors import DemurError
 
-MODELS: Final = {**BROKEN, **HONEST}
+MODELS: Final = {**BROKEN, **HONEST, **FURTHER}
 REFUSED: Final = "refused"
 TWINS: Final = (
     *("quantised input", "sparse activations", "saturated softmax", "detached gradient"),
@@ -138,7 +138,7 @@ def print_tables(found: list[tuple[str, int, Any]]) -> None:
             continue
         verdicts = [one["verdict"] for one in own]
         missed += verdicts.count("sound") if name in BROKEN else 0
-        alarms += len(own) - verdicts.count("sound") if name in HONEST else 0
+        alarms += len(own) - verdicts.count("sound") if name not in BROKEN else 0
         kinds = ", ".join(f"{one} {verdicts.count(one)}" for one in dict.fromkeys(verdicts))
         flags = [flag for one in own for flag in one.get("flagged", ["handshake"])]
         said = ", ".join(f"{one} {flags.count(one)}" for one in sorted(set(flags)))
@@ -150,7 +150,7 @@ def print_tables(found: list[tuple[str, int, Any]]) -> None:
     total = sum(one["seconds"] for one in ran)
     checks = sum(one["self_tests"] for one in ran)
     print(f"Seconds of attacks: {total - checks:.0f}; of self-tests: {checks:.0f}.")
-    for group, names in (("broken", BROKEN), ("honest", HONEST)):
+    for group, names in (("broken", BROKEN), ("honest", {**HONEST, **FURTHER})):
         own = [one for name, _, one in found if name in names and one in ran]
         both = sum(one["seconds"] for one in own)
         part = sum(one["self_tests"] for one in own)

@@ -38,6 +38,22 @@ def test_the_network_is_table_2_of_the_background_class_paper():
         assert network.eval()(torch.rand(2, 1, 28, 28)).shape == (2, outputs)
     with pytest.raises(DemurError, match="even size"):
         background_class_network(10, size=27)
+    with pytest.raises(DemurError, match="a width of at least 1"):
+        background_class_network(10, width=0)
+
+
+def test_the_width_scales_all_hidden_layers():
+    shapes = {
+        width: [tuple(one.shape) for one in background_class_network(10, width=width).parameters()]
+        for width in (8, 32)
+    }
+    assert shapes[8][0] == (8, 1, 3, 3)
+    assert shapes[8][4] == (16, 8, 3, 3)
+    assert shapes[8][8] == (32, 16 * 12 * 12)
+    assert shapes[8][-1] == shapes[32][-1] == (10,)
+    assert torch.equal(
+        background_class_network(10)[1].weight, background_class_network(10, width=32)[1].weight
+    )
 
 
 def test_the_localized_network_is_that_of_madrys_mnist_challenge():

@@ -18,7 +18,8 @@ def run(
     study: Annotated[
         str,
         typer.Argument(
-            help="comparison, background-class, localized-training, neural-rejection or smoothing"
+            help="comparison, background-class, background-extensions, localized-training, "
+            "neural-rejection, rejection-extensions or smoothing"
         ),
     ],
     profile: Annotated[

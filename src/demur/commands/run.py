@@ -34,9 +34,11 @@ from demur.progress import message
 from demur.seeds import check_seed
 from demur.studies import (
     background_class,
+    background_extensions,
     comparison,
     localized_training,
     neural_rejection,
+    rejection_extensions,
     smoothing,
 )
 from demur.studies.study import Study
@@ -45,8 +47,10 @@ from demur.writing import check_writable
 STUDIES: dict[str, ModuleType] = {
     "comparison": comparison,
     "background-class": background_class,
+    "background-extensions": background_extensions,
     "localized-training": localized_training,
     "neural-rejection": neural_rejection,
+    "rejection-extensions": rejection_extensions,
     "smoothing": smoothing,
 }
 """Each has TITLE, SOURCE, Profile and `plan`."""

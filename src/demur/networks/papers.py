@@ -23,7 +23,7 @@ class Centre(nn.Module):
 
 @register
 def background_class_network(
-    num_outputs: int, *, channels: int = 1, size: int = 28, seed: int = 0
+    num_outputs: int, *, channels: int = 1, size: int = 28, seed: int = 0, width: int = 32
 ) -> nn.Sequential:
     """Build the network of the background-class paper (McCoyd & Wagner 2018, Table II).
 
@@ -46,6 +46,9 @@ def background_class_network(
         Pixels a side, even and at least 6.
     seed : int, default=0
         The initial weights depend on it alone.
+    width : int, default=32
+        Filters of the first convolution; the second has twice as many, and the dense layer four
+        times as many. The paper's width is 32.
 
     Returns
     -------
@@ -63,6 +66,8 @@ def background_class_network(
     torch.Size([2, 11])
     """
     _check("background-class network", num_outputs, channels)
+    if width < 1:
+        raise DemurError(f"the background-class network needs a width of at least 1, not {width}.")
     if size < 6 or size % 2:
         raise DemurError(
             "the background-class network needs images of an even size of at least 6 pixels, "
@@ -74,18 +79,18 @@ def background_class_network(
         torch.manual_seed(seed)
         network = nn.Sequential(
             Centre(),
-            nn.Conv2d(channels, 32, 3),
-            nn.BatchNorm2d(32, eps, momentum),
+            nn.Conv2d(channels, width, 3),
+            nn.BatchNorm2d(width, eps, momentum),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 3),
-            nn.BatchNorm2d(64, eps, momentum),
+            nn.Conv2d(width, 2 * width, 3),
+            nn.BatchNorm2d(2 * width, eps, momentum),
             nn.MaxPool2d(2),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(64 * ((size - 4) // 2) ** 2, 128),
-            nn.BatchNorm1d(128, eps, momentum),
+            nn.Linear(2 * width * ((size - 4) // 2) ** 2, 4 * width),
+            nn.BatchNorm1d(4 * width, eps, momentum),
             nn.ReLU(),
-            nn.Linear(128, num_outputs),
+            nn.Linear(4 * width, num_outputs),
             nn.BatchNorm1d(num_outputs, eps, momentum),
         )
         for layer in network:

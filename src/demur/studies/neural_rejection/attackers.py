@@ -26,13 +26,15 @@ class DoubleStart(Attack):
     """PGD from each image, and from an image of another class (sec. 3.5; Biggio et al. 2013).
 
     A term on inner features goes toward those of known images, or of an accepted one of another
-    class; gradients are then those of wider kernels. Without machines the features are of `layer`.
+    class, times `weight`; gradients are then those of wider kernels. Without machines the features
+    are of `layer`.
     """
 
     attack: PGD
     known: ImageSet
     term: Literal["", "density", "matching"] = ""
     layer: str = "15"
+    weight: float = 1.0
 
     def __call__(
         self,
@@ -56,16 +58,17 @@ class DoubleStart(Attack):
         machines = isinstance(classifier, DeepNeuralRejection)
         features = inner.extractor if machines else FeatureExtractor(inner, [self.layer])
         if self.term == "density":
-            return feature_density(features, known.to_float()[:KNOWN])
+            return feature_density(features, known.to_float()[:KNOWN], weight=self.weight)
         right = outcomes(classifier, known.to_float(), known.labels) == Outcome.CORRECT
         pool = known.subset(right.nonzero().flatten()) if bool(right.any()) else known
         apart = torch.cdist(images.flatten(1), pool.to_float().flatten(1))
         apart = apart.masked_fill(labels[:, None] == pool.labels[None, :], torch.inf)
-        return feature_matching(features, pool.to_float(apart.argmin(1)), weight=10.0)
+        return feature_matching(features, pool.to_float(apart.argmin(1)), weight=10 * self.weight)
 
     def __repr__(self) -> str:
         """Leave the images out."""
-        return f"DoubleStart({self.attack}{self.term and f', {self.term}'})"
+        weight = f" x {self.weight:g}" if self.weight != 1 else ""
+        return f"DoubleStart({self.attack}{self.term and f', {self.term}'}{weight})"
 
 
 def other_classes(images: Tensor, labels: Tensor, known: ImageSet, seed: int) -> Tensor:
