@@ -35,6 +35,7 @@ from demur.seeds import check_seed
 from demur.studies import (
     background_class,
     background_extensions,
+    certified_rejection,
     comparison,
     localized_training,
     neural_rejection,
@@ -46,6 +47,7 @@ from demur.writing import check_writable
 
 STUDIES: dict[str, ModuleType] = {
     "comparison": comparison,
+    "certified-rejection": certified_rejection,
     "background-class": background_class,
     "background-extensions": background_extensions,
     "localized-training": localized_training,

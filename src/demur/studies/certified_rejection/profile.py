@@ -1,0 +1,64 @@
+"""The scale of the study: what a profile's TOML file may say."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from demur.studies.fields import INCREASING, Count, Names, Shares, Strict
+
+_Size = Annotated[float, Field(gt=0, le=1)]
+
+
+class CertifiedProfile(Strict):
+    """Certified training: its eps, the passes over the images, and those while eps grows."""
+
+    eps: _Size
+    epochs: Count
+    ramp: float = Field(gt=0)
+    kappa: float = Field(0.5, ge=0, le=1)
+    batch_size: int = Field(256, ge=2)
+
+
+class AdversarialProfile(Strict):
+    """Adversarial training, for comparison."""
+
+    eps: _Size
+    steps: Count
+    epochs: Count
+
+
+class AttackProfile(Strict):
+    """The strongest ensemble in Linf, at each eps."""
+
+    images: Count
+    eps: Annotated[tuple[_Size, ...], INCREASING] = Field(min_length=1)
+    steps: Count
+    n_targets: Count
+    n_queries: Count
+
+
+class PapersProfile(Strict):
+    """The defences of the papers on the same network."""
+
+    made_per_kind: Count
+    per_class: int = Field(ge=5)
+    C: float = Field(10.0, gt=0)
+    sigma: float = Field(1.0, gt=0)
+    images: Count
+
+
+class Profile(Strict):
+    """The scale of the study."""
+
+    data: Names = Field(min_length=1)
+    train_images: int | None = Field(None, ge=1)
+    test_images: int | None = Field(None, ge=1)
+    epochs: Count
+    batch_size: int = Field(128, ge=2)
+    deltas: Annotated[tuple[_Size, ...], INCREASING] = (0.1, 0.15)
+    rates: Shares = (0.01, 0.02, 0.05)
+    certified: CertifiedProfile
+    adversarial: AdversarialProfile
+    attack: AttackProfile
+    papers: PapersProfile
+    gallery: int = Field(24, ge=0)
