@@ -18,8 +18,8 @@ def run(
     study: Annotated[
         str,
         typer.Argument(
-            help="comparison, background-class, background-extensions, localized-training, "
-            "neural-rejection, rejection-extensions or smoothing"
+            help="comparison, certified-rejection, background-class, background-extensions, "
+            "localized-training, neural-rejection, rejection-extensions or smoothing"
         ),
     ],
     profile: Annotated[

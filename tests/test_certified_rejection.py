@@ -1,0 +1,130 @@
+"""The study of certified rejection, on the embedded digits."""
+
+import polars as pl
+import pytest
+import torch
+
+from command import check_refusal
+from demur import Classifier, data
+from demur.attacks import PGD
+from demur.commands.run import STUDIES, run
+from demur.evaluation.profiles import load_profile
+from demur.evaluation.results import read
+from demur.evaluation.scoring import TrainingInputs
+from demur.evaluation.shares import FRONT
+from demur.evaluation.tables import lookup
+from demur.networks import certified_cnn
+from demur.studies.certified_rejection.plan import plan
+from demur.studies.certified_rejection.recipes import Consistency, Prove, SmallCnn, Threshold
+from demur.studies.certified_rejection.tables import contradictions
+from demur.threat import ThreatModel
+
+STUDY = "certified-rejection"
+TINY = """
+data = ["digits"]
+train_images = 600
+test_images = 40
+epochs = 2
+batch_size = 32
+deltas = [0.03]
+rates = [0.1]
+certified = { eps = 0.06, epochs = 4, ramp = 2, batch_size = 32 }
+adversarial = { eps = 0.06, steps = 2, epochs = 1 }
+attack = { images = 20, eps = [0.05], steps = 3, n_targets = 1, n_queries = 10 }
+papers = { made_per_kind = 20, per_class = 10, images = 10 }
+"""
+
+
+def given(tmp_path, base=None):
+    digits = data.load("digits").sample(300, 0)
+    return TrainingInputs(digits, None, base, 0, "cpu", tmp_path / "checkpoint")
+
+
+def test_a_threshold_and_a_check_reject_at_the_rate_that_is_asked_for(tmp_path):
+    base = SmallCnn(2, 32).train(given(tmp_path))
+    inputs = given(tmp_path, base)
+    images = inputs.data.to_float()
+    for recipe in (Threshold(0.1), Consistency("ibp", rate=0.1)):
+        model = recipe.train(inputs).eval()
+        rejected = float((model.predict(images) == -1).double().mean())
+        assert rejected <= 0.15
+    assert inputs.notes["delta"] == model.threshold > 0
+
+
+def test_certified_training_proves_more_than_plain_training(tmp_path):
+    test = data.load("digits", "test").sample(60, 0)
+    threat = ThreatModel("linf", 0.02)
+    found = []
+    for recipe in (SmallCnn(2, 32), SmallCnn(8, 32, eps=0.06, ramp=2)):
+        model = recipe.train(given(tmp_path)).eval()
+        proven, radius = Prove(("ibp",)).certify(model, test.to_float(), test.labels, threat)
+        assert torch.equal(radius > 0, proven)
+        found.append(int(proven.sum()))
+    assert found[1] > found[0] + 20
+
+
+def test_what_is_proven_by_a_check_is_what_its_network_has_at_a_smaller_size(tmp_path):
+    network = SmallCnn(5, 32, eps=0.06, ramp=2).train(given(tmp_path)).eval()
+    checked = Consistency("ibp", delta=0.02).train(given(tmp_path, network)).eval()
+    test = data.load("digits", "test").sample(40, 0)
+    images, labels = test.to_float(), test.labels
+    own, _ = Prove(("ibp",)).certify(checked, images, labels, ThreatModel("linf", 0.05))
+    smaller, _ = Prove(("ibp",)).certify(network, images, labels, ThreatModel("linf", 0.03))
+    assert bool((own >= smaller).all()) and bool(own.any())
+
+
+def test_an_image_that_is_certified_and_broken_is_found():
+    kinds = {"model": pl.String, "image": pl.String, "eps": pl.Float64}
+    rows = [("a", "1", 0.1), ("a", "2", 0.1), ("b", "1", 0.1)]
+    both = pl.DataFrame(rows, schema=kinds, orient="row")
+    attacked = both.with_columns(outcome=pl.Series(["wrong", "wrong", "correct"]))
+    proven = both.with_columns(certified=pl.Series([True, False, True]))
+    assert contradictions(attacked, proven) == (1, 3)
+    other = proven.with_columns(eps=pl.lit(0.2))
+    assert contradictions(attacked, other) == (0, 0)
+
+
+def test_the_check_of_an_attack_is_not_certified(tmp_path):
+    (tmp_path / "own.toml").write_text(TINY)
+    study = plan(load_profile(STUDIES[STUDY], str(tmp_path / "own.toml")), None, 0)
+    certified = {node.on.name for node in study.nodes if hasattr(node, "method")}
+    models = {node.scored_on.name for node in study.nodes if hasattr(node, "attacker")}
+    assert models - certified == {"CPR (unproven check), delta 0.1"}
+
+
+def test_a_profile_that_does_not_fit_is_refused(tmp_path):
+    text = TINY.replace("test_images = 40", "test_images = 10")
+    check_refusal(STUDY, text, "test_images is 10", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["demo", "desk", "paper"])
+def test_the_profiles_load(name):
+    assert load_profile(STUDIES[STUDY], name).certified.eps > 0
+
+
+@pytest.mark.slow
+def test_the_truth_lies_between_what_is_proven_and_what_is_not_broken(tmp_path):
+    (tmp_path / "own.toml").write_text(TINY)
+    folder = run(STUDY, str(tmp_path / "own.toml"), out=tmp_path / "run")
+    results = read(folder)
+    assert results.tables[-1].title == FRONT
+    rows = lookup(results.tables[0])[""]
+    assert rows["plain"]["proven"] <= 20
+    assert rows["certified training"]["proven"] > 20
+    assert any("No image is certified and broken" in line for line in results.summary)
+    assert not any("certified and broken: a bound" in line for line in results.warnings)
+
+
+@pytest.mark.slow
+def test_a_network_breaks_nothing_that_is_certified(tmp_path):
+    model = SmallCnn(6, 32, eps=0.06, ramp=2).train(given(tmp_path)).eval()
+    assert isinstance(model, Classifier)
+    test = data.load("digits", "test").sample(200, 1)
+    images, labels = test.to_float(), test.labels
+    threat = ThreatModel("linf", 0.05)
+    proven, _ = Prove(("ibp", "crown-ibp")).certify(model, images, labels, threat)
+    broken = PGD(steps=40, restarts=2)(model, images, labels, threat).success
+    assert not bool((proven & broken).any())
+    assert int(proven.sum()) > 50
+    untrained = Classifier(certified_cnn(10), 10).eval()
+    assert not bool(Prove(("ibp",)).certify(untrained, images, labels, threat)[0].all())
