@@ -23,7 +23,7 @@ from demur.attacks import (
     Strongest,
     Target,
 )
-from demur.attacks.sampling import SquareSample, attack_in_stages
+from demur.attacks.sampling import attack_in_stages
 from demur.attacks.strongest import PROFILES
 from demur.attacks.tally import Tally
 from demur.attacks.targets import nearest_targets
