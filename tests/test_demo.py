@@ -1,4 +1,4 @@
-"""`demur demo`: the main job on embedded digits, its front page, and how it goes on after a kill."""
+"""`demur demo`: the main job on embedded digits, its front page, and a kill on the way."""
 
 import json
 import shlex
@@ -40,7 +40,7 @@ def test_what_is_there_is_kept_and_another_seed_is_refused(places):
     files = {path: path.read_bytes() for path in sorted(places.folder.rglob("*")) if path.is_file()}
     prepare(places.folder, device="cpu")
     assert files == {path: path.read_bytes() for path in files}
-    with pytest.raises(DemurError, match="holds a demo with another seed.*another --out"):
+    with pytest.raises(DemurError, match=r"holds a demo with another seed.*another --out"):
         prepare(places.folder, device="cpu", seed=1)
 
 
