@@ -111,7 +111,7 @@ def _show_comparison(page: Path) -> None:
     results = read(page.parent)
     for table in results.tables:
         out_console.print(table_of(table.title, table.rows))
-    for step in results.steps:
+    for step in (one for one in results.steps if one.command):
         out_console.print(f"• {step.title}: {step.text}", markup=False, highlight=False)
     for line in results.summary:
         out_console.print(f"• {line}", markup=False, highlight=False)

@@ -117,7 +117,6 @@ def main_job(folder: Path, *, device: str = "auto", seed: int = 0) -> MainJob:
         steps=_steps(before, hardened, after, words, exported, lines),
         table=_table(before, after),
         seconds=float(before.results.cost["seconds"]) + float(after.results.cost["seconds"]),
-        options={"seed": seed, "device": device},
     )
 
 
@@ -147,7 +146,7 @@ def _exported(bundle: Path, seed: int) -> str:
         except DemurError as error:
             found.append(f"No {form} file: {error}")
         else:
-            return " ".join([f"{path.name}: {parity}", *found])
+            return " ".join([f"{bundle.name}/{path.name}: {parity}", *found])
     return " ".join(found)
 
 
@@ -198,6 +197,7 @@ def _steps(
         f"The hardened one: {words[1]}."
     )
     return [
+        JobStep("Train", "A small network learned digits for some seconds."),
         JobStep("Audit", _audited(before), lines["before"], f"{MAIN}/before/report.html"),
         JobStep("Harden", " ".join([kept, *hardened.notes]), lines["harden"]),
         JobStep("Audit again", _audited(after), lines["after"], f"{MAIN}/after/report.html"),

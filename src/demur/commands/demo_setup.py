@@ -25,15 +25,15 @@ SIDE: Final = 12
 """Pixels a side: small images make short attacks."""
 INPUT: Final = Preprocess(size=(SIDE, SIDE), channels=1)
 THREAT: Final = "linf:0.1"
-IMAGES: Final = 30
+IMAGES: Final = 20
 """Images of each audit."""
 DEFENCES: Final = ("deep-neural-rejection",)
 RATE: Final = 0.05
 """The largest share of held-out images that is rejected."""
 LEARNED: Final = 0.6
 """Of the training images: the share that the network is trained on. The others harden it."""
-CLEAN_MOST: Final = 0.2
-ATTACKED_MOST: Final = 0.6
+CLEAN_MOST: Final = 0.25
+ATTACKED_MOST: Final = 0.5
 """The largest shares of wrong and accepted images that the gate lets pass."""
 RULES: Final = f"""[gate]
 min_images = {IMAGES}

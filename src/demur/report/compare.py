@@ -1,10 +1,9 @@
 """Several runs on one page: the three outcomes of each model under each attacker."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from demur.errors import DemurError
 from demur.evaluation.results import Cost, Data, JobStep, Results, Table, read, write
@@ -29,14 +28,11 @@ class MainJob:
         Outcomes before and after.
     seconds : float
         What its attacks and self-tests cost.
-    options : mapping
-        The options of the command that differ from its defaults or may do so.
     """
 
     steps: Sequence[JobStep]
     table: Table
     seconds: float = 0.0
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_place(out: Path) -> None:
@@ -91,6 +87,7 @@ def compare(runs: Sequence[Path], out: Path, main: MainJob | None = None) -> Pat
         config={"runs": [os.path.relpath(folder) for folder in runs]},
         versions=first.versions,
         device=first.device,
+        device_asked=first.device_asked,
         cost=Cost(round(seconds, 3)),
         warnings=warnings,
     )
@@ -114,7 +111,7 @@ def _with_main(merged: Results, main: MainJob, runs: Sequence[Path], out: Path) 
         title="A small network, hardened, and all defences beside it",
         tables=[main.table, *merged.tables],
         steps=[*main.steps, *links],
-        config={**main.options, "out": os.path.relpath(out), **merged.config},
+        config={"out": os.path.relpath(out), **merged.config},
         cost=Cost(round(main.seconds + (merged.cost.seconds if merged.cost else 0), 3)),
     )
 
