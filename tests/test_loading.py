@@ -407,7 +407,7 @@ def test_neighbours_of_the_file_are_imported_and_leave_no_trace(tmp_path):
         ("def make():\n    return 3", "returned int: it must return an nn.Module"),
         ("make = 3", "is of type int"),
         ("def maker(): pass", "has no factory 'make'. Did you mean 'maker'?"),
-        ("import torch\nmake = torch.nn.Linear(2, 2)", "is not known: give num_classes"),
+        ("import torch\nmake = torch.nn.Linear(2, 2)", "is not known: give the size"),
     ],
 )
 def test_errors_in_the_users_file_are_one_line_with_file_and_line(tmp_path, text, said):
@@ -560,7 +560,7 @@ def test_wrap_counts_classes_on_a_black_image_and_leaves_the_module_alone():
     assert (rejecting.num_classes, rejecting.rejects) == (3, True)
     assert wrap(module, num_classes=3, preprocess=found.preprocess).rejects
     for options, said in (
-        ({}, "give num_classes"),
+        ({}, "num_classes in Python"),
         ({"num_classes": 9, "preprocess": found.preprocess}, "gives 4 scores"),
         ({"num_classes": 4, "class_names": ["a"]}, "1 class_names for 4"),
         ({"preprocess": Preprocess((5, 5), channels=1)}, "fails on an image of shape"),

@@ -112,6 +112,11 @@ def sentences(results: AuditResults) -> list[str]:
                 f"Of the images that are correct without an attack, {100 * worst.broken:.1f} % "
                 "become wrong."
             )
+    found += [
+        f"The median smallest change that breaks an image is {row.distance:.3g} in {row.threat}."
+        for row in evade
+        if ":" not in row.threat and row.distance is not None
+    ]
     if clean is not None:
         found.append(
             f"Without an attack, {_percent(clean, 'correct')} are correct and "
