@@ -9,6 +9,7 @@ import pytest
 from command import demur
 from demur import DemurError, data, load_model
 from demur.commands import demo as demo_module
+from demur.commands import demo_setup
 from demur.commands.demo import _exported, main_job
 from demur.commands.demo_setup import IMAGES, THREAT, Places, commands, prepare
 from demur.evaluation.audit_results import read as read_audit
@@ -36,12 +37,18 @@ def test_the_demo_begins_with_a_network_and_images_that_it_was_not_trained_on(pl
     assert float(right.float().mean()) > 0.85
 
 
-def test_what_is_there_is_kept_and_another_seed_is_refused(places):
+def test_what_is_there_is_kept_and_another_seed_is_refused(places, monkeypatch):
     files = {path: path.read_bytes() for path in sorted(places.folder.rglob("*")) if path.is_file()}
     prepare(places.folder, device="cpu")
     assert files == {path: path.read_bytes() for path in files}
     with pytest.raises(DemurError, match=r"holds a demo with another seed.*another --out"):
         prepare(places.folder, device="cpu", seed=1)
+    # After an update of demur, the same command works again.
+    (places.after / "old").mkdir(parents=True)
+    monkeypatch.setattr(demo_setup, "code_fingerprint", lambda _: "other")
+    prepare(places.folder, device="cpu")
+    assert not places.after.exists()
+    assert load_model(places.base).provenance.code == "other"
 
 
 def test_the_commands_are_those_of_the_command_line(tmp_path):

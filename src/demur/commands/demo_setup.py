@@ -13,11 +13,14 @@ import torch
 
 from demur import networks, seeds
 from demur.classifier import Classifier, Preprocess, Provenance
+from demur.commands.audit import audit
+from demur.commands.harden import harden
 from demur.data import ImageSet, in_memory, read_images, split_by_hash
 from demur.defenses.saving import CONFIG, save_classifier
 from demur.errors import DemurError
 from demur.evaluation.code import code_fingerprint
 from demur.loading import load_model
+from demur.progress import message
 from demur.training import fit
 from demur.writing import check_writable, replacing, write_text, writing
 
@@ -93,7 +96,7 @@ def prepare(folder: Path, *, device: str = "auto", seed: int = 0) -> Places:
     Parameters
     ----------
     folder : Path
-        What is there already is kept.
+        What is there already is kept, unless other code made it.
     device : {"auto", "cpu", "cuda"}
     seed : int, default 0
 
@@ -104,7 +107,7 @@ def prepare(folder: Path, *, device: str = "auto", seed: int = 0) -> Places:
     Raises
     ------
     DemurError
-        If the folder holds the network of another seed or of other code, or cannot be written.
+        If the folder holds the network of another seed, or cannot be written.
     """
     check_writable(folder)
     places = Places(folder)
@@ -118,21 +121,37 @@ def prepare(folder: Path, *, device: str = "auto", seed: int = 0) -> Places:
         base_fingerprint="",
         data="digits",
         data_fingerprint=learn.fingerprint,
-        code=code_fingerprint([fit, networks.localized_network]),
+        # Of all that follows: bundles and audits of other code are refused in their folders.
+        code=code_fingerprint([fit, networks.localized_network, audit, harden]),
         request={"command": "demo", "seed": seed},
         images=tuple(sorted(learn.hashes)),
     )
+    if (places.base / CONFIG).is_file():
+        _remove_outdated(places, made)
     if not (places.base / CONFIG).is_file():
         _train(learn, made, places.base, device, seed)
-    elif load_model(places.base).provenance != made:
-        raise DemurError(
-            f"{folder} holds a demo with another seed, or of another state of the code. Choose "
-            "another --out, or delete that folder."
-        )
     if not places.images.exists():
         _save_images(places.images, new, test)
     write_text(places.rules, RULES)
     return places
+
+
+def _remove_outdated(places: Places, made: Provenance) -> None:
+    """Remove what the demo made by other code; raise DemurError for a demo with another seed."""
+    there = load_model(places.base).provenance
+    if there == made:
+        return
+    if there is None or there.request != made.request:
+        raise DemurError(
+            f"{places.folder} holds a demo with another seed. Choose another --out, or delete that "
+            "folder."
+        )
+    message("The main job was done by another state of the code: it is done again.")
+    # The base is the last one: without it, a killed demo would not know that the others are old.
+    for old in (places.before, places.safer, places.after, places.base):
+        with writing(old):
+            shutil.rmtree(old, ignore_errors=not old.exists())
+    places.images.unlink(missing_ok=True)
 
 
 def _train(learn: ImageSet, made: Provenance, folder: Path, device: str, seed: int) -> None:
