@@ -2,8 +2,8 @@
 
 python examples/harden_and_ship.py [FOLDER]
 
-It types the commands that `demur demo` shows, on the same embedded digits, and takes about a minute
-on two cores. The export to ONNX needs pip install '.[export]'.
+It types the commands that `demur demo` shows, on the same embedded digits, and takes about two
+minutes on two cores. The export to ONNX needs pip install '.[export]'.
 """
 
 import shlex
