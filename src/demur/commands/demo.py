@@ -21,6 +21,7 @@ from demur.commands.demo_setup import (
 from demur.commands.export import export
 from demur.commands.gate import gate
 from demur.commands.harden import HardenResult, harden, with_interval
+from demur.commands.harden_run import FINISHED
 from demur.errors import DemurError
 from demur.evaluation.audit_results import ThreatRow
 from demur.evaluation.records import OUTCOMES
@@ -191,6 +192,7 @@ def _steps(
         f"{with_interval(clean.correct, clean.n)} % are correct and "
         f"{with_interval(clean.rejected, clean.n)} % rejected."
     )
+    notes = [note for note in hardened.notes if note != FINISHED]
     gated = (
         f"Wrong and accepted: at most {100 * CLEAN_MOST:g} % without an attack, and "
         f"{100 * ATTACKED_MOST:g} % within {THREAT}. The network as it was trained: {words[0]}. "
@@ -199,7 +201,7 @@ def _steps(
     return [
         JobStep("Train", "A small network learned digits for some seconds."),
         JobStep("Audit", _audited(before), lines["before"], f"{MAIN}/before/report.html"),
-        JobStep("Harden", " ".join([kept, *hardened.notes]), lines["harden"]),
+        JobStep("Harden", " ".join([kept, *notes]), lines["harden"]),
         JobStep("Audit again", _audited(after), lines["after"], f"{MAIN}/after/report.html"),
         JobStep("Gate", gated, lines["gate"]),
         JobStep("Export", exported, lines["export"]),
