@@ -259,14 +259,12 @@ class _Run:
         for rows in self.check_batches(checked):
             here = rows.to(self.labels.device)
             scores = self.fresh_scores(self.book.candidates[rows].to(self.device))
-            labels = self.labels[here].to(self.device, torch.int64)
-            goal = self.goal.select(here)
-            classes = self.classifier.num_classes
-            success = goal.success(scores, labels, classes, self.pursuit.confidence).cpu()
+            about = scores, self.labels[here].to(self.device, torch.int64)
+            goal, classes = self.goal.select(here), self.classifier.num_classes
+            holds[rows] = goal.success(*about, classes, self.pursuit.confidence).cpu()
             if missed:
-                clear = goal.margin(scores, labels, classes) > clear_margin(scores)
-                success &= known[rows] | clear.cpu()
-            holds[rows] = success
+                clear = goal.margin(*about, classes) > clear_margin(scores)
+                holds[rows] &= known[rows] | clear.cpu()
         return holds
 
     def fresh_scores(self, images: Tensor) -> Tensor:
