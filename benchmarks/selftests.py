@@ -40,14 +40,16 @@ TWINS: Final = (
     *("compression", "checkerboard", "sign detector", "temperature-scaled detector"),
 )
 """Broken models that answer by the image alone, and whose twin is the plain network."""
-EPOCHS: Final = {"digits": 15, "mnist": 2}
+EPOCHS: Final = {"digits": 15, "mnist": 6}
+LEARNT: Final = 10_000
+"""Training images, at most."""
 
 
 def material_of(name: str, root: str | None, seed: int) -> tuple[Material, ImageSet]:
     """Give what models are trained on, and the test images."""
     train, test = data.load(name, "train", root), data.load(name, "test", root)
     assert isinstance(train, ImageSet) and isinstance(test, ImageSet)
-    return Material(train, seed, EPOCHS[name]), test
+    return Material(train.sample(min(LEARNT, len(train)), seed), seed, EPOCHS[name]), test
 
 
 def audited(make: Callable[[Material], Classifier], given: argparse.Namespace, seed: int) -> Any:

@@ -628,6 +628,27 @@ def test_an_expectation_averages_the_draws_of_a_randomised_classifier():
         expectation_over_transformation(noisy, 0)
 
 
+class Ridge(nn.Module):
+    """Score .5, and a second score with its peak at x = .49; at .5 it is .5002."""
+
+    def forward(self, images):
+        x = images.flatten(1)
+        second = 0.5012 - 0.1 * (x - 0.49).abs()
+        # A product, so that autocast rounds: bfloat16 holds .5 for both scores at x = .5.
+        both = torch.cat([torch.full_like(x, 0.5), second], 1)
+        return nn.functional.linear(both, torch.eye(2))
+
+
+def test_a_narrow_success_that_bfloat16_rounds_away_is_found():
+    image, label = torch.full((1, 1, 1, 1), 0.4), torch.tensor([0])
+    for precision in ("float32", "bfloat16"):
+        # The steps go .4, .45, .5, .45, .5, .45: the last point is no success.
+        attack = PGD(steps=5, step_size=0.05)
+        result = attack(Classifier(Ridge(), 2), image, label, "linf:0.1", precision=precision)
+        assert bool(result.success), precision
+        assert float(result.images) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

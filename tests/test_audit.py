@@ -18,6 +18,7 @@ from demur import Classifier, DemurError, data
 from demur.classifier import Preprocess
 from demur.cli.running import app
 from demur.commands import audit_models
+from demur.commands.audit_writing import without_eps
 from demur.commands.replay import broken_images, replay, show
 from demur.evaluation import audit_plan
 from demur.evaluation.audit_checks import verdict
@@ -330,6 +331,20 @@ def test_the_verdict_follows_the_flags():
     assert verdict([], certain=False) == "doubtful"
 
 
+def test_the_progress_names_the_self_tests_as_the_report_does(found):
+    steps = [step["cell"] for step in found.results.cost["steps"]]
+    named = [one.removeprefix("self-test: ") for one in steps if one.startswith("self-test: ")]
+    names = {name for one in named for name in one.split(", ")}
+    assert names <= {check.name for check in found.results.checks}
+    assert names >= {*COMPUTED, "noise"} - {"silent success", "twin"}
+
+
+def test_square_that_met_every_image_left_is_a_note_and_no_finding(found):
+    said = [note for note in found.results.notes if "Square attacked" in note]
+    assert said and all("With 95 % confidence" not in note for note in said)
+    assert not any("Square" in finding for finding in found.results.findings)
+
+
 def test_every_self_test_of_the_specification_has_its_place(found):
     states = {check.name: check.state for check in found.results.checks}
     assert {"unavailable gradients", "monotone", "white-box >= black-box", "noise"} <= set(states)
@@ -442,7 +457,8 @@ def test_the_command_writes_a_report_and_prints_the_table(file, tmp_path):
     ("words", "said"),
     [
         (["--data", "digitz"], "digitz"),
-        (["--data", "digits", "--threat", "linf"], None),
+        (["--data", "nowhere/"], "there is no folder nowhere/."),
+        (["--data", "digits", "--ood", "nowhere/"], "there is no folder nowhere/."),
         (["--data", "digits", "--threat", "linf:8"], "8 / 255"),
         (["--data", "digits", "--threat", "linf:0"], "always audited"),
         (["--data", "digits", "--profile", "fast"], "unknown profile 'fast'"),
@@ -450,13 +466,33 @@ def test_the_command_writes_a_report_and_prints_the_table(file, tmp_path):
     ],
 )
 def test_bad_input_is_one_line(file, words, said, tmp_path):
-    if said is None:
-        return
     done = run("audit", f"py:{file}:make", *words, "--num-samples", 4, "--out", tmp_path / "o")
     assert isinstance(done.exception, DemurError)
     assert said in str(done.exception)
     assert "\n" not in str(done.exception)
     assert not (tmp_path / "o").exists()
+
+
+def test_mistakes_of_the_request_are_said_before_the_folder_of_another_run(file, tmp_path):
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / "run.json").write_text('{"command": "other"}')
+    words = ["audit", f"py:{file}:make", "--data", "digits", "--out", out]
+    for more, said in (
+        (["--threat", "linf:8"], "8 / 255"),
+        (["--ood", "nowhere/"], "there is no folder nowhere/."),
+        (["--base-model", "net.onnx"], "does not read .onnx files"),
+        ([], "holds a run with another configuration"),
+    ):
+        assert said in str(run(*words, *more).exception)
+    (out / "run.json").rename(out / "notes.txt")
+    assert "is not empty and holds no run" in str(run(*words).exception)
+
+
+def test_a_threat_without_an_eps_is_explained():
+    (said,) = without_eps([ThreatModel("linf"), ThreatModel("l2", 1.0)])
+    assert said.startswith("linf has no eps, so every change is allowed")
+    assert "median smallest change" in said and "linf:EPS" in said
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,12 @@ def test_the_first_sentence_is_the_worst_threat_with_its_interval():
     assert "doubt" in sentences(RESULTS)[-1]
 
 
+def test_a_threat_without_a_size_is_reported_by_its_median_smallest_change():
+    found = replace(RESULTS, threats=[*RESULTS.threats, row("l2", wrong=1.0, distance=0.1234)])
+    assert "The median smallest change that breaks an image is 0.123 in l2." in sentences(found)
+    assert not any("median" in one for one in sentences(RESULTS))
+
+
 def test_the_page_shows_every_row_state_and_hash(folder):
     text = (folder / "report.html").read_text()
     for said in (

@@ -201,6 +201,11 @@ def test_a_missing_path_is_neither_a_name_nor_a_path(tmp_path):
                 DemurError, match="no data set of this name, and no such file or folder"
             ):
                 call(path)
+    for path in ("nowhere/", "./nowhere/"):
+        with pytest.raises(DemurError, match=f"^there is no folder {path}[.]$"):
+            data.load(path)
+    with pytest.raises(DemurError, match=r"^photos.zip: there is no data set of this name"):
+        data.load("photos.zip")
     with pytest.raises(
         DemurError, match=r"unknown data set 'none'.*There is no such file or folder, either"
     ):

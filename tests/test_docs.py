@@ -100,7 +100,7 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize(
-    "page", ["index", "concepts", "defenses", "attacks", "evaluation", "harden"]
+    "page", ["index", "concepts", "defenses", "attacks", "evaluation", "harden", "export"]
 )
 @pytest.mark.slow
 def test_the_examples_of_a_page_run_as_written(page, tmp_path, monkeypatch):
@@ -116,6 +116,8 @@ def test_the_examples_of_a_page_run_as_written(page, tmp_path, monkeypatch):
         if page == "index":
             predicted = names[made].predict(names["images"])
             assert float((predicted == names["labels"]).float().mean()) > 0.8
+    if page == "export":
+        assert len(names["answers"]) == 5 and set(names["answers"]) <= {*"0123456789"}
     if page == "defenses":
         found = names["outcomes"](names["defended"], names["rest"].to_float(), names["rest"].labels)
         assert float((found == 0).float().mean()) > 0.7

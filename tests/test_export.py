@@ -176,6 +176,32 @@ def test_the_command_writes_into_the_bundle_and_says_the_difference(tmp_path):
     assert done.returncode == 2 and "give --img-size N, or --data DATA" in done.stderr
 
 
+def test_a_wrong_request_is_said_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "net.py").write_text("def make():\n    raise ValueError('loaded')")
+    source = f"py:{tmp_path / 'net.py'}:make"
+    for words, said in (
+        (["--format", "onx"], "unknown format 'onx'. Did you mean 'onnx'"),
+        (["--format", "pt2", "--data", "nowhere/"], "there is no folder nowhere/."),
+        (["--format", "pt2"], "loaded"),  # negative control
+    ):
+        done = command("export", source, *words)
+        assert done.returncode == 2 and said in done.stderr
+        assert ("loaded" in done.stderr) == (said == "loaded")
+
+
+def test_the_data_give_the_size_of_a_model_that_says_none(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))\n"
+    )
+    words = ["export", f"py:{tmp_path / 'net.py'}:make", "--format", "pt2"]
+    words += ["--out", tmp_path / "model.pt2"]
+    done = command(*words)
+    assert done.returncode == 2 and "--img-size N" in done.stderr
+    assert command(*words, "--data", "digits").returncode == 0
+    assert (tmp_path / "model.pt2").is_file()
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)

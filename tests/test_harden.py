@@ -382,6 +382,31 @@ def test_options_that_do_not_fit_are_refused(network, options, said, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def threshold_set(n, wrong, rule):
+    """What is said of the threshold of n images."""
+    return set_threshold(ConfidenceThreshold(Fixed(), 3, threshold=0.5), *scored(n, wrong), rule)
+
+
+def test_too_few_held_out_images_for_the_rate_are_said():
+    said = threshold_set(49, 3, ThresholdRule(0.02))
+    assert "Warning: these are too few" in said and "from 50 held-out images on" in said
+    assert "Warning" not in threshold_set(50, 3, ThresholdRule(0.02))
+    assert "Warning" not in threshold_set(49, 3, ThresholdRule(0.0))
+
+
+def test_one_wrong_image_is_counted_in_the_singular():
+    said = threshold_set(300, 1, ThresholdRule(max_wrong=0.05))
+    assert ", 1 is wrong and accepted." in said
+
+
+def test_the_figures_before_and_after_have_intervals(network):
+    found = hardened(network, ["confidence-threshold"], num_samples=300)
+    low, high = clopper_pearson(found.after.correct, found.after.n)
+    share = 100 * found.after.accuracy
+    said = f"after: {share:.1f} ({100 * low:.1f}-{100 * high:.1f}) % correct"
+    assert said in str(found)
+
+
 def test_a_bound_without_a_rejection_is_refused(network):
     with pytest.raises(DemurError, match="this model never rejects"):
         hardened(network, ["gaussian-blur"], max_wrong=0.1)

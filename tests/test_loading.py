@@ -407,7 +407,7 @@ def test_neighbours_of_the_file_are_imported_and_leave_no_trace(tmp_path):
         ("def make():\n    return 3", "returned int: it must return an nn.Module"),
         ("make = 3", "is of type int"),
         ("def maker(): pass", "has no factory 'make'. Did you mean 'maker'?"),
-        ("import torch\nmake = torch.nn.Linear(2, 2)", "is not known: give num_classes"),
+        ("import torch\nmake = torch.nn.Linear(2, 2)", "is not known: give the size"),
     ],
 )
 def test_errors_in_the_users_file_are_one_line_with_file_and_line(tmp_path, text, said):
@@ -560,7 +560,7 @@ def test_wrap_counts_classes_on_a_black_image_and_leaves_the_module_alone():
     assert (rejecting.num_classes, rejecting.rejects) == (3, True)
     assert wrap(module, num_classes=3, preprocess=found.preprocess).rejects
     for options, said in (
-        ({}, "give num_classes"),
+        ({}, "num_classes in Python"),
         ({"num_classes": 9, "preprocess": found.preprocess}, "gives 4 scores"),
         ({"num_classes": 4, "class_names": ["a"]}, "1 class_names for 4"),
         ({"preprocess": Preprocess((5, 5), channels=1)}, "fails on an image of shape"),
@@ -657,8 +657,9 @@ def test_bundles_are_read_and_may_be_told_their_preprocessing(tmp_path):
         ("tv:resnet18", r"unknown source of models 'tv:'.*torchvision:"),
         ("hf:owner/name", "hf: is not supported yet: hf:owner/name. Write a factory"),
         ("https://example.org/x", "https: is not supported yet"),
-        ("model.onnx", "a .onnx file is not supported yet"),
-        ("model.pt2", "a .pt2 file is not supported yet"),
+        ("model.onnx", "does not read .onnx files yet: model.onnx.*a folder that demur saved"),
+        ("model.pt2", "does not read .pt2 files yet"),
+        ("no_such.py", "there is no file no_such.py"),
         (" ", "no model is named: give one of py:, timm:"),
         ("no/such/model", "there is no such file or folder"),
         ("no/such/model.pth", "there is no such file or folder"),
@@ -674,6 +675,16 @@ def test_what_is_no_model_is_refused_in_one_line_with_a_remedy(source, said):
     with pytest.raises(DemurError, match=said) as caught:
         load_model(source)
     assert len(str(caught.value)) < 600 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(("words", "said"), [("net.py", "NAME"), ("net.py:make", "make")])
+def test_a_python_file_without_its_source_is_told_how_to_be_named(
+    words, said, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("raise ValueError")
+    with pytest.raises(DemurError, match=f"name the function in it.*, py:net.py:{said}[.]"):
+        load_model(words)
 
 
 def test_options_that_a_source_does_not_take_are_refused(files, tmp_path):

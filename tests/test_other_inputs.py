@@ -19,6 +19,7 @@ from demur.classifier import Preprocess
 from demur.cli.running import app
 from demur.data.images import ImageSet
 from demur.evaluation.audit_other import (
+    CorruptionRow,
     OtherInputs,
     OutOfDistribution,
     answers,
@@ -31,6 +32,7 @@ from demur.evaluation.gate_other import decide_other
 from demur.evaluation.gate_rules import Rules, parse_rules
 from demur.evaluation.store import NodeResult
 from demur.metrics import aurc, risk_coverage
+from demur.report.corruptions import MEAN, SEVERITY, corruption_tables
 from models import Linear, images_of
 
 # Risk and coverage
@@ -144,6 +146,30 @@ def test_outcomes_of_corrupted_images_are_counted_like_all_others():
         assert row.rejected == pytest.approx(float((expected == 1).float().mean()))
 
 
+def corruption(family, severity, correct, rejected=0.0):
+    wrong = 1 - correct - rejected
+    return CorruptionRow(family, severity, 10, correct, rejected, wrong, 0.0, wrong)
+
+
+def test_corruptions_are_a_line_for_each_kind_and_a_column_for_each_severity():
+    rows = [corruption("fog", 1, 1.0), corruption("fog", 2, 0.5)]
+    rows += [corruption("frost", 1, 0.5), corruption("frost", 2, 0.0)]
+    wrong, correct = corruption_tables(rows)  # none is rejected, so there is no table of it
+    assert (wrong.outcome, correct.outcome) == ("wrong", "correct")
+    assert wrong.severities == (1, 2)
+    assert [line.name for line in wrong.lines] == ["fog", "frost", MEAN]
+    assert [line.shares for line in wrong.lines] == [
+        [0, 0.5, 0.25],
+        [0.5, 1, 0.75],
+        [0.25, 0.75, 0.5],
+    ]
+    assert wrong.lines[0].cells[1].high == 0.5
+    assert correct.lines[-1].cells[0].low is None
+    assert len(corruption_tables([*rows, corruption("snow", 1, 0.4, 0.2)])) == 3
+    assert corruption_tables([*rows, corruption("snow", 1, 0.4)])[0].lines[2].shares[1] is None
+    assert corruption_tables([]) == []
+
+
 # Reading
 
 
@@ -202,8 +228,12 @@ def test_an_audit_reports_other_inputs(folder):
     assert "Without an attack" in page
     assert "images of none of the classes" in page
     assert "Corrupted images" in page
-    assert "JPEG compression" in page
-    assert "images of none of the classes" in (folder / "audit" / "summary.md").read_text()
+    lines = page.count('<th scope="row">JPEG compression</th>')
+    assert lines == 3  # one in the table of each outcome
+    assert MEAN in page and SEVERITY in page
+    summary = (folder / "audit" / "summary.md").read_text()
+    assert "images of none of the classes" in summary
+    assert f"| {MEAN} |" in summary
 
 
 def test_the_gate_reads_the_figures_and_a_rule_on_them_needs_no_threat(folder, tmp_path):

@@ -59,6 +59,28 @@ def test_a_file_that_cannot_be_read_does_not_end_the_others(pictures):
     assert "cannot read" in found[1].error
 
 
+def test_a_class_of_the_name_reject_is_no_rejection(pictures):
+    made = model()
+    made.class_names = ("REJECT", "bright")
+    found = list(predict(made, [pictures]))
+    assert [one.prediction for one in found] == ["REJECT", "bright", "REJECT"]
+    assert [one.rejected for one in found] == [False, False, True]
+
+
+def test_what_is_missing_is_said_in_terms_of_the_command_line(pictures, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 2))\n"
+    )
+    source = f"py:{tmp_path / 'net.py'}:make"
+    done = command("predict", source, pictures)
+    assert done.returncode == 2
+    assert "--img-size N" in done.stderr and "--num-classes K" in done.stderr
+    done = command("predict", source, pictures, "--num-classes", 2)
+    assert done.returncode == 2 and "give --img-size N." in done.stderr
+    assert command("predict", source, pictures, "--img-size", 4).returncode == 0
+
+
 def test_images_are_read_as_they_are_asked_for(pictures, monkeypatch):
     read = []
     monkeypatch.setattr("demur.commands.predict.AT_ONCE", 1)
@@ -108,4 +130,5 @@ def test_the_command_prints_tables_json_lines_and_csv(pictures, tmp_path):
     assert done.returncode == 1 and "1 could not be read" in done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert len(rows) == 4 and rows[2]["error"].startswith("cannot read")
+    assert [row["rejected"] for row in rows] == ["false", "false", "", "true"]
     assert command(*words, "--format", "xml").returncode == 2

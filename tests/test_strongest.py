@@ -348,6 +348,7 @@ def test_the_bound_is_that_of_clopper_and_pearson(sampled):
     whole = SquareSample(left=9, attacked=9, broken=1, sampled=0)
     assert whole.bound == 0.0
     assert str(whole) == "Square attacked all 9 images left, and broke 1."
+    assert str(SquareSample(1, 1, 0, 0)) == "Square attacked 1 image left, and broke 0."
 
 
 class Stairs(nn.Module):

@@ -38,6 +38,25 @@ def one_line(value: object, limit: int | None = None) -> str:
     return f"{line[:half]}...{line[-half:]}"
 
 
+def amount(count: int, one: str, many: str = "") -> str:
+    """Write a number with the word for what it counts, in the singular or the plural.
+
+    Parameters
+    ----------
+    count : int
+    one : str
+        The word for one of them, and what follows it.
+    many : str, optional
+        The word for several. Default: `one` with an "s".
+
+    Examples
+    --------
+    >>> amount(1, "image"), amount(1438, "image"), amount(1, "is wrong", "are wrong")
+    ('1 image', '1,438 images', '1 is wrong')
+    """
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 class DemurError(ValueError):
     """Bad input or a missing resource.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from demur import seeds
 from demur.attacks.tally import Tally
+from demur.errors import amount
 
 CONFIDENCE = 0.95
 
@@ -56,7 +57,8 @@ class SquareSample:
     def __str__(self) -> str:
         """Give one or two sentences for a report."""
         if self.attacked == self.left:
-            return f"Square attacked all {self.left} images left, and broke {self.broken}."
+            images = amount(self.left, "image left", "images left")
+            return f"Square attacked {'all ' * (self.left > 1)}{images}, and broke {self.broken}."
         return (
             f"Square attacked {self.attacked} of {self.left} images left, and broke "
             f"{self.broken}: {self.attacked - self.sampled} nearest to an error, and "

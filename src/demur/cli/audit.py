@@ -73,7 +73,11 @@ def audit(
     ],
     threat: Annotated[
         list[str] | None,
-        typer.Option("--threat", metavar="NORM:EPS", help="Repeatable. Default: linf:8/255."),
+        typer.Option(
+            "--threat",
+            metavar="NORM:EPS",
+            help="Repeatable. Default: linf:8/255. NORM alone: the smallest change.",
+        ),
     ] = None,
     profile: Annotated[
         str, typer.Option("--profile", metavar="quick|standard|thorough", help="How much is spent.")
@@ -270,6 +274,7 @@ def _show(results: "AuditResults") -> None:
     out_console.print(table, markup=False)
     if not all(row.complete for row in results.threats):
         say("* not all attacks ran.")
+    _show_corruptions(results)
     for check in results.checks:
         if check.state == "flagged":
             say(f"• Self-test {check.name}: {check.text}")
@@ -278,6 +283,27 @@ def _show(results: "AuditResults") -> None:
     for note in results.notes:
         say(f"Note: {note}")
     say(f"Verdict: {results.verdict}")
+
+
+def _show_corruptions(results: "AuditResults") -> None:
+    """Print the wrong answers by kind and severity, and the means of all outcomes."""
+    from demur.report.corruptions import SEVERITY, corruption_tables
+
+    other = results.other_inputs
+    tables = corruption_tables(other.corruptions) if other is not None else []
+    if not tables:
+        return
+    wrong, *rest = tables
+    table = Table(title="Corrupted images: wrong %, by severity", title_justify="left")
+    table.add_column("kind")
+    means = [f"mean {one.outcome} %" for one in tables]
+    for column in (*map(str, wrong.severities), *means):
+        table.add_column(column, justify="right")
+    for place, line in enumerate(wrong.lines):
+        shares = [*line.shares, *(one.lines[place].mean for one in rest)]
+        table.add_row(line.name, *("–" if one is None else f"{100 * one:.1f}" for one in shares))
+    out_console.print(table, markup=False)
+    say(SEVERITY)
 
 
 def _share(row: "ThreatRow", outcome: str) -> str:

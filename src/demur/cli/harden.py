@@ -89,6 +89,7 @@ def harden(
     interrupted hardening goes on with the same command.
     """
     from demur.commands.harden import harden as command
+    from demur.commands.harden import with_interval
     from demur.hardware import keep_buffers
 
     keep_buffers()
@@ -124,9 +125,10 @@ def harden(
     for column in ("", "correct %", "rejected %", "wrong %", "coverage %", "n"):
         table.add_column(column, justify="right" if column else "left")
     for name, one in (("before", found.before), ("after", found.after)):
-        shares = (one.accuracy, one.rejection_rate, one.wrong / one.n, one.coverage)
-        table.add_row(name, *(f"{100 * share:.1f}" for share in shares), str(one.n))
+        shares = [with_interval(count, one.n) for count in (one.correct, one.rejected, one.wrong)]
+        table.add_row(name, *shares, f"{100 * one.coverage:.1f}", str(one.n))
     out_console.print(table, markup=False)
+    out_console.print("In brackets: 95 % intervals over the images.", soft_wrap=True)
     for note in found.notes:
         out_console.print(f"• {note}", soft_wrap=True)
     out_console.print(f"Bundle: {out}", soft_wrap=True)

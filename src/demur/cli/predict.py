@@ -26,7 +26,7 @@ from demur.cli.audit import (
     model_options,
 )
 from demur.cli.options import Device
-from demur.errors import unknown
+from demur.errors import amount, unknown
 
 if TYPE_CHECKING:
     from demur.commands.predict import Prediction
@@ -74,7 +74,7 @@ def predict(
     found = command(model, images, device=pick_device(device).type, model_options=options)
     count = rejected = failed = 0
     if form == "csv":
-        out_console.print("path,prediction,score,error", soft_wrap=True)
+        out_console.print("path,prediction,rejected,score,error", soft_wrap=True)
     for one in found:
         out_console.print(FORMS[form](one), soft_wrap=True)
         count += 1
@@ -82,7 +82,8 @@ def predict(
         failed += bool(one.error)
     unread = f", {failed} could not be read" if failed else ""
     share = 100 * rejected / max(1, count - failed)
-    log_console.print(f"{count:,} images: {rejected:,} rejected ({share:.1f} %){unread}.")
+    seen = amount(count, "image")
+    log_console.print(f"{seen}: {rejected:,} rejected ({share:.1f} %){unread}.")
     if failed:
         raise typer.Exit(1)
 
@@ -102,8 +103,10 @@ def _json(one: "Prediction") -> str:
 
 def _csv(one: "Prediction") -> str:
     text = io.StringIO()
+    rejected = "" if one.error else str(one.rejected).lower()
     score = "" if one.error else f"{one.score:.6f}"
-    csv.writer(text, lineterminator="").writerow([one.path, one.prediction, score, one.error])
+    row = [one.path, one.prediction, rejected, score, one.error]
+    csv.writer(text, lineterminator="").writerow(row)
     return text.getvalue()
 
 

@@ -9,8 +9,6 @@ from demur.cli.app import app, out_console
 from demur.cli.bars import progress
 from demur.cli.options import Address, DataRoot, Device, Engine, Out, ReuseStale, Seed, StoreFolder
 from demur.cli.tables import table_of
-from demur.errors import DemurError
-from demur.progress import message
 
 
 @app.command()
@@ -80,25 +78,18 @@ def demo(
         bool, typer.Option("--studies", help="Also run the studies of the four papers.")
     ] = False,
 ) -> None:
-    """Compare the defences on the embedded digits, in about a minute and a half."""
-    from demur.commands import run as command
+    """Show the main job on embedded digits: a small network is trained, audited, hardened, audited
+    again, gated and exported. Then compare all defences. An interrupted demo goes on.
+    """
+    from demur.commands.demo import demo as command
+    from demur.commands.run import STUDIES
     from demur.hardware import keep_buffers
-    from demur.report import compare as write_comparison
-    from demur.report import render
 
     keep_buffers()
-    place = out or Path("runs") / "demo"
-    if place.is_file():
-        raise DemurError(f"{place} is a file; --out needs a folder.")
-    chosen = list(command.STUDIES) if studies else ["comparison"]
-    folders = []
+    names = list(STUDIES) if studies else ["comparison"]
     with progress():
-        for number, study in enumerate(chosen, start=1):
-            title = command.STUDIES[study].TITLE
-            message(f"{title} ({number} of {len(chosen)})" if studies else title)
-            folders.append(command.run(study, "demo", out=place / study, device=device, seed=seed))
-            render(folders[-1])
-    _show_comparison(write_comparison(folders, place))
+        page = command(out or Path("runs") / "demo", device=device, seed=seed, names=names)
+    _show_comparison(page)
 
 
 @app.command()
@@ -121,6 +112,8 @@ def _show_comparison(page: Path) -> None:
     results = read(page.parent)
     for table in results.tables:
         out_console.print(table_of(table.title, table.rows))
+    for step in (one for one in results.steps if one.command):
+        out_console.print(f"• {step.title}: {step.text}", markup=False, highlight=False)
     for line in results.summary:
         out_console.print(f"• {line}", markup=False, highlight=False)
     out_console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)

@@ -10,11 +10,11 @@ from typing import Any, Final
 import polars as pl
 from torch import Tensor, nn
 
-from demur.classifier import modes_kept
+from demur.classifier import Preprocess, modes_kept
 from demur.commands import audit_subject, audit_writing
 from demur.commands.audit_run import AuditRun, other_images
 from demur.commands.run import STORE, describe_device
-from demur.data import ImageSource
+from demur.data import ImageSource, read_unlabelled
 from demur.errors import DemurError, unknown
 from demur.evaluation.audit_plan import (
     profile_named,
@@ -25,6 +25,7 @@ from demur.evaluation.folder import claimed, refuse_other
 from demur.evaluation.keys import Environment
 from demur.evaluation.store import Store
 from demur.hardware import pick_device
+from demur.progress import message
 from demur.report.audit import page, sentences
 from demur.report.gallery import read as read_gallery
 from demur.seeds import check_seed
@@ -209,6 +210,10 @@ def audit(
     }
     if max_minutes is not None and not max_minutes > 0:
         raise DemurError(f"--max-minutes takes a number above 0, not {max_minutes:g}.")
+    if ood is not None:
+        read_unlabelled(ood, Preprocess(), root=(data_options or {}).get("root"))
+    for line in audit_writing.without_eps(wanted):
+        message(line)
 
     def ready(images: ImageSource) -> None:
         """Refuse a folder of another audit before the handshake."""

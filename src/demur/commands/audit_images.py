@@ -1,6 +1,7 @@
 """The images of an audit."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,17 @@ def find(
     if options:
         raise DemurError(f"{next(iter(options))} applies to data that is read from a path or name.")
     return data
+
+
+def image_shape_of(
+    data: FoundImages | ImageSource | tuple[Tensor, Tensor],
+) -> tuple[int, ...]:
+    """Give the shape of the data's own images, as no model was loaded yet."""
+    if isinstance(data, tuple):
+        return tuple(data[0].shape[1:])
+    if isinstance(data, FoundImages):
+        return replace(data, label_map={}).read().image_shape
+    return data.image_shape
 
 
 def images_for(

@@ -11,6 +11,7 @@ from demur.attacks.frozen import kernel_machines
 from demur.classifier import Classifier
 from demur.data import ImageSource, without
 from demur.defenses.base import Defense
+from demur.errors import amount
 from demur.evaluation.audit_plan import Target
 from demur.evaluation.code import PACKAGE, code_fingerprint
 from demur.evaluation.handshake import Handshake
@@ -61,7 +62,7 @@ def unseen(images: ImageSource, classifier: Classifier) -> tuple[ImageSource, li
     if classifier.provenance is None:
         return images, []
     rest, count = without(images, classifier.provenance.images)
-    return rest, [f"Left out: {count:,} images that the model was made with."] * bool(count)
+    return rest, [f"Left out: {amount(count, 'image')} that the model was made with."] * bool(count)
 
 
 def node_of(classifier: Classifier, fingerprint: str, name: str) -> Load:

@@ -13,6 +13,7 @@ from demur.attacks import PGD
 from demur.classifier import Preprocess
 from demur.commands.audit_subject import Subject
 from demur.data import CORRUPTIONS, ImageSource, read_unlabelled
+from demur.errors import amount
 from demur.evaluation.audit_costs import Rates, seconds_of, trimmed
 from demur.evaluation.audit_other import Answers, Corrupted
 from demur.evaluation.audit_plan import Profile, Step, plan
@@ -93,11 +94,13 @@ class AuditRun:
         self.left = [step for step in all_steps if step not in self.steps]
         tests = self.tests if tested else []
         self.estimate = total([*self.steps, *tests])
-        said = f"{len(self.steps)} attacks and {len(tests)} self-tests"
-        message(f"{said} on {len(subject.images):,} images: {_time(self.estimate)}")
+        attacks, checks = amount(len(self.steps), "attack"), amount(len(tests), "self-test")
+        shown = amount(len(subject.images), "image")
+        message(f"{attacks} and {checks} on {shown}: {_time(self.estimate)}")
         skipped = [] if tested else ["self-tests"]
         for part in dict.fromkeys([*(step.part for step in self.left), *skipped]):
-            message(f"left out to stay within {self.max_minutes:g} minutes: {part}")
+            unit = "minute" if self.max_minutes == 1 else "minutes"
+            message(f"left out to stay within {self.max_minutes:g} {unit}: {part}")
         began = time.monotonic()
         outputs = execute(
             # The last self-test asks again after everything else.

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from demur.classifier import Classifier, Preprocess, check_counts
 from demur.commands import audit_images
 from demur.commands.audit_models import code_of, target_of, unseen
-from demur.data import FoundImages, ImageSource, split_by_hash
+from demur.data import ImageSource, split_by_hash
 from demur.data.images import to_float
 from demur.defenses import ConfidenceThreshold
 from demur.defenses.confidence_threshold import check_rate
@@ -121,15 +122,7 @@ def prepare(
     if expect_accuracy is not None:
         expected_accuracy(expect_accuracy)
     content = audit_images.find(data, data_options)
-
-    def shape() -> tuple[int, ...]:
-        """Give the shape of the data's own images."""
-        if isinstance(content, tuple):
-            return tuple(content[0].shape[1:])
-        if isinstance(content, FoundImages):
-            return replace(content, label_map={}).read().image_shape
-        return content.image_shape
-
+    shape = partial(audit_images.image_shape_of, content)
     loaded = load(model, {**shape_of(model, data), **model_options}, shape)
     classifier = loaded.classifier
     images, left_out = unseen(audit_images.images_for(content, classifier), classifier)
@@ -143,6 +136,15 @@ def prepare(
         fingerprint = digest(fingerprint, fingerprint_of(classifier))
     if num_samples is not None:
         images = images.sample(num_samples, seed)
+    base = None
+    if base_model is not None:
+        # It gets the images of the audit, whatever the size of the files.
+        base = load(base_model, shape_of(base_model, images), lambda: images.image_shape)
+    if base is not None and base.classifier.num_classes != classifier.num_classes:
+        raise DemurError(
+            f"the base model has {base.classifier.num_classes} classes, "
+            f"the model {classifier.num_classes}."
+        )
     ready(images)
     sample = audit_images.sample_of(images, seed)
     shown = to_float(sample.read(slice(0, len(sample))))
@@ -160,17 +162,8 @@ def prepare(
         progress.advance(1, "handshake")
     classifier = shake.classifier
     fingerprint = digest(fingerprint, code_of(classifier), str(shake.randomised))
-    base = None
-    if base_model is not None:
-        # It gets the images of the audit, whatever the size of the files.
-        base = load(base_model, shape_of(base_model, images), lambda: images.image_shape)
     if base is not None:
         _try_out(base, shown)
-    if base is not None and base.classifier.num_classes != classifier.num_classes:
-        raise DemurError(
-            f"the base model has {base.classifier.num_classes} classes, "
-            f"the model {classifier.num_classes}."
-        )
     name = _name(model)
     return Subject(
         classifier=classifier,

@@ -38,6 +38,7 @@ from demur.evaluation.records import PLACE, write_parquet
 from demur.evaluation.results import Picture, write_gallery
 from demur.files import digest
 from demur.report.audit import render_audit
+from demur.threat import ThreatModel
 
 INFORMATION = ("batch size", "device", "evaluation mode", "input")
 """Points of the handshake that change no figure, however they end."""
@@ -117,6 +118,9 @@ def _results(
     notes = [*subject.notes, *(line.text for line in said if line.name in INFORMATION)]
     findings = [line.text for line in said if line.name not in INFORMATION]
     findings += _of_the_run(done, missing, outputs)
+    ensembles = _of_ensembles(done, outputs)
+    findings += [text for text, bound in ensembles.items() if bound]
+    notes += [text for text, bound in ensembles.items() if not bound]
     model: dict[str, Any] = {"name": subject.name, "source": subject.source}
     model["fingerprint"] = subject.fingerprint
     model["normalisation"] = normalisation(subject.classifier)
@@ -158,7 +162,7 @@ def _results(
 
 
 def _of_the_run(done: Sequence[Step], missing: Sequence[Step], outputs: Outputs) -> list[str]:
-    """Say what was not computed, what is old, and what the ensembles say of themselves."""
+    """Say what was not computed, what is old, and which threats have no limit."""
     parts = dict.fromkeys(step.part for step in missing)
     found = [f"Not run, for lack of time: {part}." for part in parts]
     if outputs.stale:
@@ -166,7 +170,18 @@ def _of_the_run(done: Sequence[Step], missing: Sequence[Step], outputs: Outputs)
             f"{len(outputs.stale)} results were computed by an earlier version of the code "
             "(--reuse-stale)."
         )
-    return found + _of_ensembles(done, outputs)
+    threats = dict.fromkeys(step.threat for step in [*done, *missing] if step.threat is not None)
+    return found + without_eps(list(threats))
+
+
+def without_eps(threats: Sequence[ThreatModel]) -> list[str]:
+    """Say what a threat without an eps means, one sentence for each."""
+    return [
+        f"{one} has no eps, so every change is allowed and nearly every image breaks: read the "
+        f"median smallest change, not the share of wrong answers. {one}:EPS limits the change."
+        for one in threats
+        if one.eps is None
+    ]
 
 
 def _doubts(subject: Subject, missing: Sequence[Step]) -> list[str]:
@@ -199,15 +214,18 @@ def _threats(
     return [*rows, *(threat_row(records, threat) for threat in forced if threat is not None)]
 
 
-def _of_ensembles(done: Sequence[Step], outputs: Outputs) -> list[str]:
-    """Give what the ensembles say of themselves, once."""
-    said = []
+def _of_ensembles(done: Sequence[Step], outputs: Outputs) -> dict[str, float]:
+    """Give what the ensembles say of themselves, once, each with the share that Square may still
+    break of the images that it did not meet.
+    """
+    said: dict[str, float] = {}
     for step in done:
         if step.part in ("ensemble", "BPDA"):
             for shard in range(step.node.shards):
-                sampled = outputs.result(step.node, shard).values.get("sampled")
-                said += [f"{step.threat}: {sampled}"] if sampled else []
-    return list(dict.fromkeys(said))
+                values = outputs.result(step.node, shard).values
+                if values.get("sampled"):
+                    said[f"{step.threat}: {values['sampled']}"] = values.get("bound", 0.0)
+    return said
 
 
 def _curves(records: pl.DataFrame, done: Sequence[Step]) -> list[dict[str, Any]]:

@@ -1,16 +1,18 @@
 """`demur export`: a model as one graph for other programs."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from demur.commands.audit_images import find, images_for
+from demur.commands.audit_images import find, image_shape_of, images_for
+from demur.commands.audit_subject import load
 from demur.data.images import to_float
 from demur.errors import DemurError
 from demur.loading import read_model
-from demur.loading.export import IMAGES, Parity, parity_images
+from demur.loading.export import IMAGES, Parity, check_format, parity_images
 from demur.loading.export import export as write
 from demur.loading.wrapping import channels_of
 
@@ -30,7 +32,8 @@ def export(
     Parameters
     ----------
     model : str or path
-        A bundle, or another source of `demur.load_model`. The size of its images must be known.
+        A bundle, or another source of `demur.load_model`. If it does not know the size of its
+        images, `data` gives it, or `model_options`.
     form : {"onnx", "pt2"}
     out : path, optional
         Default: ``model.onnx`` or ``model.pt2`` in the folder of the bundle, or in the current
@@ -52,10 +55,17 @@ def export(
     DemurError
         If the model cannot be loaded or exported; see `demur.loading.export.export`.
     """
-    classifier = read_model(model, **dict(model_options or {})).classifier.cpu()
+    # What is wrong with the request is said before the model is loaded.
+    check_format(form)
+    content = None if data is None else find(data, dict(data_options or {}))
+    if content is None:
+        classifier = read_model(model, **dict(model_options or {})).classifier.cpu()
+    else:
+        loaded = load(model, dict(model_options or {}), partial(image_shape_of, content))
+        classifier = loaded.classifier.cpu()
     known = classifier.preprocess
-    if data is not None:
-        source = images_for(find(data, dict(data_options or {})), classifier).sample(IMAGES, seed)
+    if content is not None:
+        source = images_for(content, classifier).sample(IMAGES, seed)
         images = to_float(source.read(slice(0, len(source))))
     elif known is None or known.size is None:
         raise DemurError(

@@ -21,7 +21,7 @@ from demur.defenses.saving import state_of
 from demur.errors import DemurError
 from demur.evaluation.store import Store
 from demur.hardware import pick_device
-from demur.metrics import Rates
+from demur.metrics import Rates, clopper_pearson
 from demur.seeds import check_seed
 
 DEFAULT_RATE: Final = 0.02
@@ -57,11 +57,24 @@ class HardenResult:
     def __str__(self) -> str:
         """Give the summary as sentences."""
         lines = [
-            f"{name}: {100 * one.accuracy:.1f} % correct, {100 * one.rejection_rate:.1f} % "
-            f"rejected, {100 * one.wrong / one.n:.1f} % wrong (n = {one.n})."
+            f"{name}: {with_interval(one.correct, one.n)} % correct, "
+            f"{with_interval(one.rejected, one.n)} % rejected, "
+            f"{with_interval(one.wrong, one.n)} % wrong (n = {one.n})."
             for name, one in (("before", self.before), ("after", self.after))
         ]
         return "\n".join([*lines, *self.notes])
+
+
+def with_interval(count: int, n: int) -> str:
+    """Write a share in per cent with its 95 % Clopper-Pearson interval.
+
+    Examples
+    --------
+    >>> with_interval(98, 100)
+    '98.0 (93.0-99.8)'
+    """
+    low, high = clopper_pearson(count, n)
+    return f"{100 * count / n:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def harden(

@@ -3,15 +3,16 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from demur.commands.audit_images import find, images_for
+from demur.commands.audit_images import find, image_shape_of, images_for
 from demur.commands.audit_subject import load, shape_of
-from demur.data import ImageFiles, ImageSet, ImageSource, in_memory, read_images, split_by_hash
+from demur.data import ImageFiles, ImageSet, ImageSource, in_memory, split_by_hash
 from demur.data.decoding import image_files
 from demur.data.messages import printable
 from demur.errors import DemurError
@@ -65,14 +66,10 @@ def read_material(
     data_options: Mapping[str, Any],
 ) -> Material:
     """Read the model and the images; see `demur.harden`."""
-
-    def shape() -> tuple[int, ...]:
-        where = {name: data_options[name] for name in ("split", "root") if name in data_options}
-        raw = read_images(data, **where) if isinstance(data, str | Path) else data
-        return tuple(raw[0].shape[1:]) if isinstance(raw, tuple) else raw.image_shape
-
-    base = load(model, {**shape_of(model, data), **model_options}, shape)
-    source = images_for(find(data, data_options), base.classifier)
+    content = find(data, data_options)
+    options = {**shape_of(model, data), **model_options}
+    base = load(model, options, partial(image_shape_of, content))
+    source = images_for(content, base.classifier)
     if num_samples is not None:
         source = source.sample(num_samples, seed)
     classes = base.classifier.num_classes

@@ -31,6 +31,7 @@ from demur.progress import job
 from demur.untrusted import read_json
 from demur.writing import check_writable, writing
 
+FINISHED = "The bundle was finished already."
 UNSEEN = (
     "The figures and the threshold hold for images that the network was not trained on. If it was "
     "trained on these images, give others: --split test, or another folder."
@@ -81,7 +82,7 @@ class HardenRun:
         work = out.with_name(f".{out.name}.harden")
         if done := self._finished(out):
             shutil.rmtree(work, ignore_errors=True)
-            return done, ("The bundle was finished already.",)
+            return done, (FINISHED,)
         # Stored steps are found by keys of their own: a corrected request uses those that fit.
         with claimed(work, {"command": "harden", "out": out.name}):
             kept = Store(store or Path(os.environ.get(STORE) or work / "store"))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from demur.classifier import Classifier
 from demur.data import to_float
-from demur.errors import DemurError
+from demur.errors import DemurError, amount
 from demur.metrics.intervals import clopper_pearson
 
 AT_ONCE = 64
@@ -133,14 +133,26 @@ def _said(decided: Tensor, labels: Tensor, rule: ThresholdRule) -> str:
     n = len(labels)
     rejected = int((decided == -1).sum())
     wrong = int(((decided != labels) & (decided != -1)).sum())
-    text = (
-        f"{n:,} held-out images set the threshold: {100 * rejected / n:.3g} % of them are rejected"
-    )
+    images = amount(n, "held-out image sets", "held-out images set")
+    text = f"{images} the threshold: {100 * rejected / n:.3g} % of them are rejected"
     if rule.max_wrong is None:
-        return f"{text}, where {100 * rule.false_rejection_rate:g} % were allowed."
+        said = f"{text}, where {100 * rule.false_rejection_rate:g} % were allowed."
+        return f"{said}{_too_few(n, rule.false_rejection_rate)}"
     high = clopper_pearson(wrong, n, rule.confidence, "upper")[1]
     none = " No image is accepted." if rejected == n else ""
     return (
-        f"{text}, {wrong} are wrong and accepted. With confidence {rule.confidence:g}, their share "
-        f"is at most {100 * high:.3g} % for images drawn like these.{none}"
+        f"{text}, {amount(wrong, 'is', 'are')} wrong and accepted. With confidence "
+        f"{rule.confidence:g}, their share is at most {100 * high:.3g} % for images drawn like "
+        f"these.{none}"
+    )
+
+
+def _too_few(n: int, rate: float) -> str:
+    """Warn where the rate allows no rejection of so few images; an empty text where it does."""
+    if rate <= 0 or int(rate * n + 1e-9) >= 1:
+        return ""
+    return (
+        f" Warning: these are too few. A rate of {100 * rate:g} % allows a rejection from "
+        f"{math.ceil(1 / rate - 1e-9):,} held-out images on, so the threshold lies below the score "
+        "of each of them: give more images, or a larger --false-rejection-rate."
     )

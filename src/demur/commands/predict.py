@@ -14,7 +14,7 @@ from demur.classifier import REJECT, Classifier, Preprocess, decide
 from demur.data.decoding import image_files, read_image
 from demur.data.geometry import fit_pixels
 from demur.data.messages import printable
-from demur.errors import DemurError
+from demur.errors import DemurError, ModuleError
 from demur.loading import read_model
 from demur.loading.wrapping import channels_of
 from demur.untrusted import user_path
@@ -37,24 +37,22 @@ class Prediction:
     score : float
         The probability of the best class, given that one of the classes is right. It is reported
         for rejected images, too.
+    rejected : bool, default False
+        Whether the image was rejected. A class may have the name "REJECT", too.
     error : str, default ""
         Why the file could not be read.
 
     Examples
     --------
-    >>> Prediction("a.png", "REJECT", 0.4).rejected
+    >>> Prediction("a.png", "REJECT", 0.4, rejected=True).rejected
     True
     """
 
     path: str
     prediction: str
     score: float
+    rejected: bool = False
     error: str = ""
-
-    @property
-    def rejected(self) -> bool:
-        """Whether the image was rejected."""
-        return self.prediction == REJECTED and not self.error
 
 
 def predict(
@@ -126,14 +124,25 @@ def _decided(
     images = [one for _, one in read if isinstance(one, Tensor)]
     if not images:
         for path, said in read:
-            yield Prediction(str(path), "", 0.0, str(said))
+            yield Prediction(str(path), "", 0.0, error=str(said))
         return
-    scores = classifier.scores(torch.stack(images).float() / 255)
+    try:
+        scores = classifier.scores(torch.stack(images).float() / 255)
+    except ModuleError as error:
+        known = classifier.preprocess
+        if known is not None and known.size is not None:
+            raise
+        raise DemurError(
+            f"{error} The size of the model's images is not known, so the images keep their own: "
+            "give --img-size N."
+        ) from error
     best = classifier._probabilities(scores[:, : classifier.num_classes]).amax(1)
     names = classifier.class_names or tuple(map(str, range(classifier.num_classes)))
     decisions = decide(scores, classifier.num_classes).tolist()
     for (path, _), decision, score in zip(read, decisions, best.tolist(), strict=True):
-        yield Prediction(str(path), REJECTED if decision == REJECT else names[decision], score)
+        rejected = decision == REJECT
+        name = REJECTED if rejected else names[decision]
+        yield Prediction(str(path), name, score, rejected)
 
 
 def _pixels(path: Path, preprocess: Preprocess) -> Tensor | str:

@@ -241,7 +241,9 @@ def expect_path(path: Path, name: str) -> None:
             return
     except OSError as error:
         raise DemurError(f"cannot read {path}: {error.strerror}.") from error
-    if len(path.parts) > 1 or path.suffix in (".npz", ".csv"):
+    if name.endswith(("/", os.sep)):
+        raise DemurError(f"there is no folder {name}.")
+    if len(path.parts) > 1 or path.suffix or name.startswith((".", "~")):
         raise DemurError(f"{name}: there is no data set of this name, and no such file or folder.")
     message = unknown("data set", name, SOURCES)
     raise DemurError(f"{message} There is no such file or folder, either.")

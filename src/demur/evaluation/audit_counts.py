@@ -6,6 +6,7 @@ from typing import Final
 
 from torch import Tensor
 
+from demur.errors import amount
 from demur.evaluation.audit_results import CheckRow, State
 from demur.metrics.intervals import clopper_pearson
 
@@ -35,9 +36,9 @@ def counted(
         return CheckRow(name, None, limit, "not_run", f"it counts {text}")
     state: State = "flagged" if low_of(count, n) > limit else "passed"
     few = power(n, limit)
-    seen = f"The check would flag {few} such {'image' if few == 1 else 'images'} or more."
+    seen = f"The check would flag {amount(few, 'such image')} or more."
     if few > n:
-        seen = f"With {n} images, the check flags nothing."
+        seen = f"With {amount(n, 'image')}, the check flags nothing."
     said = f"{count} of {n} {text}. {seen}{named(images)}"
     return CheckRow(name, count / n, limit, state, said)
 
@@ -83,8 +84,8 @@ def averaged(name: str, values: Tensor, limit: float, text: str) -> CheckRow:
     reach = NORMAL * float(values.double().std()) / math.sqrt(n) if n > 1 else 1.0
     state: State = "flagged" if mean - reach > limit else "passed"
     said = (
-        f"{text} is {mean:.3f} on average over {n} images. The check would flag a mean above "
-        f"{limit + reach:.3f}."
+        f"{text} is {mean:.3f} on average over {amount(n, 'image')}. The check would flag a mean "
+        f"above {limit + reach:.3f}."
     )
     return CheckRow(name, mean, limit, state, said)
 

@@ -168,5 +168,6 @@ class _Maker:
             seed=self.seed,
             batch_size=self.batch_size,
             base=target.base or target.undefended,
+            self_test=name,
         )
         return TestStep(name, threat, node, rows)

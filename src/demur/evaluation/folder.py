@@ -76,7 +76,7 @@ def refuse_other(folder: Path, identity: Mapping[str, Any]) -> None:
         there = json.loads((folder / MARK).read_text(encoding="utf-8"))
         known = {**there, **json.loads(canonical_json(identity))}
     except (OSError, ValueError, TypeError):
-        return  # `claimed` says what is wrong
+        known = dict(identity)  # no mark that can be read: the folder must be empty
     _check(folder, canonical_json(known))
 
 

@@ -103,6 +103,8 @@ class Evaluate(OnImages):
         Number of the repetition.
     per_repeat : int, optional
         With it, the images are those of several repetitions, so many of each, one after the other.
+    self_test : str, optional
+        The name of the self-test that it is a part of.
     """
 
     attack: Attack | None = None
@@ -115,6 +117,7 @@ class Evaluate(OnImages):
     split: str = label("test")
     repeat: int = field(default=0, metadata={"label": True})
     per_repeat: int | None = field(default=None, metadata={"label": True})
+    self_test: str = label("")
 
     def __post_init__(self) -> None:
         if (self.attack is None) != (self.threat is None):
@@ -165,6 +168,8 @@ class Evaluate(OnImages):
 
     def __str__(self) -> str:
         """Name the node for the progress line."""
+        if self.self_test:
+            return f"self-test: {self.self_test}"
         if self.attack is None:
             return f"{self.scored_on.name}: no attack"
         return f"{self.scored_on.name}: {self.attack} at {self.threat}"

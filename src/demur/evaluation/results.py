@@ -142,6 +142,19 @@ class Cost:
 
 
 @dataclass(frozen=True, config=CHECKED)
+class JobStep:
+    """A step of the demo's main job: what it found, the command that does it, and its report.
+
+    `link` is the path of a page below the folder of these results.
+    """
+
+    title: str
+    text: str
+    command: str = ""
+    link: Annotated[str, Field(pattern=r"^(?:(?:[A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+\.html)?$")] = ""
+
+
+@dataclass(frozen=True, config=CHECKED)
 class Results:
     """One run."""
 
@@ -163,6 +176,8 @@ class Results:
     curves: list[Curve] = field(default_factory=list)
     cost: Cost | None = None
     warnings: list[str] = field(default_factory=list)
+    steps: list[JobStep] = field(default_factory=list)
+    """Of the main job, if the first table is about it."""
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -130,7 +130,9 @@ def attack(
     by: tuple[str, ...] | None = getattr(result, "by", None)
     if by is not None:
         members = sorted(set(by))
-        values = {"by": members, "sampled": str(getattr(result, "sampled", None) or "")}
+        sampled = getattr(result, "sampled", None)
+        values = {"by": members, "sampled": str(sampled or "")}
+        values["bound"] = sampled.bound if sampled else 0.0
         columns["by"] = torch.tensor([members.index(name) for name in by])
     return values, {**columns, **_kept(result.candidates, clean, columns["outcome"], keep)}
 

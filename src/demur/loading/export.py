@@ -21,6 +21,8 @@ from demur.seeds import generator
 from demur.writing import replacing
 
 FORMATS: Final = ("onnx", "pt2")
+PACKAGES: Final = ("onnxruntime", "onnx", "onnxscript")
+"""What an export to ONNX needs."""
 IMAGES: Final = 256
 TOLERANCE: Final = 1e-4
 """Scores differ by at most this much, relative to the largest score where that is above 1."""
@@ -125,19 +127,14 @@ def export(
         If the format is unknown, a package is missing, or an operation cannot be exported; the
         message names it.
     """
-    if form not in FORMATS:
-        raise unknown("format", form, FORMATS)
-    if form == "onnx":
-        runtime = _package("onnxruntime")
-        for name in ("onnx", "onnxscript"):
-            _package(name)
+    check_format(form)
     expected = classifier.scores(images, AT_ONCE)
     program = _program(classifier.eval(), shape)
     about = description(classifier, shape)
     with replacing(path) as temporary:
         if form == "onnx":
             _save_onnx(program, temporary, about)
-            run = _onnx_session(runtime, temporary)
+            run = _onnx_session(temporary)
         else:
             _save_pt2(program, temporary, about)
             run = _pt2_module(temporary)
@@ -146,6 +143,14 @@ def export(
         if parity.equal < parity.n:
             raise ParityError(f"the exported graph is not the model, and was not written: {parity}")
     return parity
+
+
+def check_format(form: str) -> None:
+    """Raise DemurError for a format that is unknown, or whose packages are missing."""
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    for name in PACKAGES if form == "onnx" else ():
+        _package(name)
 
 
 def description(classifier: Classifier, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -247,7 +252,8 @@ def _text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _onnx_session(runtime: Any, path: Path) -> Callable[[Tensor], Tensor]:
+def _onnx_session(path: Path) -> Callable[[Tensor], Tensor]:
+    runtime = _package("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     with _naming_operations("onnxruntime"):

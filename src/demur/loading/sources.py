@@ -214,6 +214,8 @@ def _read(source: str | Path, request: ModelRequest) -> Found:
             raise _not_yet(f"{prefix}:", text)
     path = user_path(text)
     named = isinstance(source, str) and re.fullmatch(r"[A-Za-z][\w+.-]+", prefix)
+    if prefix.endswith(".py") and not path.exists():
+        raise _python_file(prefix, rest)
     if colon and named and not path.exists():
         said = printable(prefix, 40)
         near = unknown("source of models", f"{said}:", [f"{name}:" for name in READERS])
@@ -227,7 +229,7 @@ def _known() -> list[str]:
 
 def _of_path(path: Path, request: ModelRequest) -> Found:
     if path.suffix in LATER_FILES and not path.is_dir():
-        raise _not_yet(f"a {path.suffix} file", str(path))
+        raise _exported(path)
     if path.is_dir():
         return _bundle(path, request)
     shown = printable(path)
@@ -236,6 +238,8 @@ def _of_path(path: Path, request: ModelRequest) -> Found:
             f"{shown} is no saved model: there is no such file or folder. Models of libraries and "
             "of your own code have a source: timm:NAME, torchvision:NAME, py:FILE.py:FACTORY."
         )
+    if path.suffix == ".py":
+        raise _python_file(str(path), "")
     if path.suffix not in WEIGHTS:
         raise DemurError(
             f"{shown} is no saved model: demur reads folders that it saved, and files of weights "
@@ -294,4 +298,23 @@ def _not_yet(kind: str, source: str) -> DemurError:
     return DemurError(
         f"{kind} is not supported yet: {printable(source)}. Write a factory that loads the model "
         "and returns an nn.Module, and give py:FILE.py:FACTORY."
+    )
+
+
+def _exported(path: Path) -> DemurError:
+    """Refuse a file that `demur export` or another program wrote for other programs."""
+    return DemurError(
+        f"demur does not read {path.suffix} files yet: {printable(path)}. They are for other "
+        "programs (docs/export.md shows one). Give what it was exported from: a folder that demur "
+        "saved, timm:NAME, torchvision:NAME, or py:FILE.py:FACTORY."
+    )
+
+
+def _python_file(file: str, factory: str) -> DemurError:
+    """Refuse a Python file that is named without its source, or without the factory in it."""
+    if not user_path(file).exists():
+        return DemurError(f"there is no file {printable(file)}.")
+    return DemurError(
+        f"{printable(file)} is a Python file: name the function in it that makes the model, "
+        f"py:{printable(file)}:{printable(factory, 60) or 'NAME'}."
     )

@@ -188,8 +188,9 @@ def _counted(
     if columns is None:
         if num_classes is None:
             raise SizeUnknownError(
-                "the number of classes is not known: give num_classes, or the size of the images "
-                "(preprocess), on which demur tries the module."
+                "the number of classes is not known: give the size of the images (--img-size N; "
+                "preprocess in Python), on which demur tries the module, or the number "
+                "(--num-classes K; num_classes in Python)."
             )
         return num_classes, rejects
     if num_classes is None:

@@ -5,10 +5,12 @@ import hashlib
 from pathlib import Path
 from typing import Any, Final
 
+from demur.errors import amount
 from demur.evaluation.audit_other import OtherInputs
 from demur.evaluation.audit_results import AuditResults, ThreatRow, read
 from demur.evaluation.results import Curve, Series
 from demur.report import gallery as galleries
+from demur.report.corruptions import SEVERITY, CorruptionTable, corruption_tables
 from demur.report.gallery import Gallery
 from demur.report.html import ENVIRONMENT, asset, curve_view, facets
 from demur.report.pivot import OUTCOMES, number
@@ -75,6 +77,8 @@ def page(results: AuditResults, gallery: Gallery | None) -> str:
         outcomes=OUTCOMES,
         frameworks=FRAMEWORKS,
         risks=_places(results.other_inputs),
+        corruptions=_corruptions(results),
+        severity=SEVERITY,
         style=asset("style.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
@@ -87,6 +91,11 @@ def _places(other: OtherInputs | None) -> list[int]:
     return sorted({round(step * (count - 1) / 10) for step in range(11)}) if count else []
 
 
+def _corruptions(results: AuditResults) -> list[CorruptionTable]:
+    other = results.other_inputs
+    return corruption_tables(other.corruptions) if other is not None else []
+
+
 def sentences(results: AuditResults) -> list[str]:
     """Say what was found: one sentence for the worst threat, one for clean images, the verdict."""
     clean = next((row for row in results.threats if row.threat == "clean"), None)
@@ -96,13 +105,18 @@ def sentences(results: AuditResults) -> list[str]:
         worst = max(evade, key=lambda row: row.wrong)
         found.append(
             f"Within {worst.threat}, the attacks make the model answer wrong, without a rejection, "
-            f"on {_percent(worst, 'wrong')} of {worst.n:,} images."
+            f"on {_percent(worst, 'wrong')} of {amount(worst.n, 'image')}."
         )
         if worst.broken is not None:
             found.append(
                 f"Of the images that are correct without an attack, {100 * worst.broken:.1f} % "
                 "become wrong."
             )
+    found += [
+        f"The median smallest change that breaks an image is {row.distance:.3g} in {row.threat}."
+        for row in evade
+        if ":" not in row.threat and row.distance is not None
+    ]
     if clean is not None:
         found.append(
             f"Without an attack, {_percent(clean, 'correct')} are correct and "
@@ -154,11 +168,27 @@ def summary(results: AuditResults) -> str:
         shares = " | ".join(by_name[name] for name in ("correct", "rejected", "wrong"))
         missing = "" if row.complete else " (not all attacks ran)"
         lines.append(f"| {_plain(row.threat)}{missing} | {_plain(row.goal)} | {shares} | {row.n} |")
+    lines += _corruption_lines(results)
     lines += ["", "| check | state |", "|---|---|"]
     states = [(_plain(check.name), check.state.replace("_", " ")) for check in results.checks]
     lines += [f"| {name} | {state} |" for name, state in states]
     lines += ["", BOUND, "", "```sh", _plain(results.command), "```", ""]
     return "\n".join(lines)
+
+
+def _corruption_lines(results: AuditResults) -> list[str]:
+    """Write the wrong answers on corrupted images, by kind and severity."""
+    tables = _corruptions(results)
+    if not tables:
+        return []
+    table = tables[0]
+    severities = " | ".join(map(str, table.severities))
+    lines = ["", f"| wrong % on corrupted images, severity | {severities} | mean |"]
+    lines.append(f"|---|{'---:|' * (len(table.severities) + 1)}")
+    for line in table.lines:
+        cells = ["–" if one is None else number(100 * one, "%") for one in line.shares]
+        lines.append(f"| {_plain(line.name)} | {' | '.join(cells)} |")
+    return [*lines, "", SEVERITY]
 
 
 def _plain(text: str) -> str:

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demur.errors import DemurError
-from demur.evaluation.results import Cost, Data, Results, Table, read, write
+from demur.evaluation.results import Cost, Data, JobStep, Results, Table, read, write
 from demur.evaluation.shares import FRONT
-from demur.report.html import COMPARISON, render
+from demur.report.html import COMPARISON, DEMO, render
 from demur.writing import writing
 
 SEVERAL = (
@@ -17,17 +17,43 @@ SEVERAL = (
 )
 
 
-def compare(runs: Sequence[Path], out: Path) -> Path:
+@dataclass(frozen=True)
+class MainJob:
+    """What the demo did before the comparison: it stands on top of the page.
+
+    Parameters
+    ----------
+    steps : sequence of JobStep
+    table : Table
+        Outcomes before and after.
+    seconds : float
+        What its attacks and self-tests cost.
+    """
+
+    steps: Sequence[JobStep]
+    table: Table
+    seconds: float = 0.0
+
+
+def check_place(out: Path) -> None:
+    """Raise DemurError if a folder holds the results of a run, which the page would replace."""
+    if out.is_file():
+        raise DemurError(f"{out} is a file; --out needs a folder.")
+    if (out / "results.json").exists() and read(out).experiment not in (COMPARISON, DEMO):
+        raise DemurError(f"{out} holds a run: the comparison needs a folder of its own.")
+
+
+def compare(runs: Sequence[Path], out: Path, main: MainJob | None = None) -> Path:
     """Write results.json and report.html of several runs into `out`: the front table and summary of each.
 
+    `main` stands on top of them.
     Raises: DemurError for no run, a missing run, a run without such a table, and if `out` is one of the runs.
     """
     if not runs:
         raise DemurError("name at least one run's folder.")
     if out.resolve() in {run.resolve() for run in runs}:
         raise DemurError(f"{out} is one of the runs: the comparison needs a folder of its own.")
-    if (out / "results.json").exists() and read(out).experiment != COMPARISON:
-        raise DemurError(f"{out} holds a run: the comparison needs a folder of its own.")
+    check_place(out)
     tables, summary, warnings, seconds = [], list[str](), list[str](), 0.0
     names, fingerprints, profiles = [], [], []
     for folder in runs:
@@ -61,13 +87,33 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
         config={"runs": [os.path.relpath(folder) for folder in runs]},
         versions=first.versions,
         device=first.device,
+        device_asked=first.device_asked,
         cost=Cost(round(seconds, 3)),
         warnings=warnings,
     )
+    if main is not None:
+        merged = _with_main(merged, main, runs, out)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     write(merged, out)
     return render(out)
+
+
+def _with_main(merged: Results, main: MainJob, runs: Sequence[Path], out: Path) -> Results:
+    """Put the main job on top, and link to the reports of the runs."""
+    links = [
+        JobStep(f"Compare: {read(run).title}", "Its own report.", link=f"{run.name}/report.html")
+        for run in runs
+    ]
+    return replace(
+        merged,
+        experiment=DEMO,
+        title="A small network, hardened, and all defences beside it",
+        tables=[main.table, *merged.tables],
+        steps=[*main.steps, *links],
+        config={"out": os.path.relpath(out), **merged.config},
+        cost=Cost(round(main.seconds + (merged.cost.seconds if merged.cost else 0), 3)),
+    )
 
 
 def _where(folder: Path, out: Path) -> str:

@@ -23,6 +23,9 @@ from demur.writing import write_text
 COMPARISON = "compare"
 """The experiment name of a page of several runs: the command that makes it, and no study."""
 
+DEMO = "demo"
+"""The experiment name of the page of `demur demo`: a comparison with the main job on top."""
+
 FACETS = ("outcome", "model", "attack", "attacker")
 
 _TEMPLATES = PackageLoader("demur.report", ".")
@@ -52,8 +55,8 @@ def page(results: Results, gallery: Gallery | None) -> str:
     script = asset("script.js")
     return ENVIRONMENT.get_template("template.html").render(
         run=results,
-        comparison=results.experiment
-        == COMPARISON,  # its tables come first: they are what it is for
+        # Its tables come first: they are what it is for.
+        comparison=results.experiment in (COMPARISON, DEMO),
         command=_command(results),
         tables=[_table(table) for table in results.tables],
         curves=[
@@ -165,10 +168,14 @@ def _command(results: Results) -> str:
     """Give the command that repeats the run, quoted: copying it must not run text of an untrusted file."""
     if results.experiment == COMPARISON:
         return shlex.join(["demur", "compare", *map(str, results.config.get("runs", []))])
-    options = ["--profile", results.profile]
+    options = [] if results.experiment == DEMO else ["--profile", results.profile]
     options += ["--data-root", "ROOT"] if results.data.rooted else []
     options += ["--seed", str(results.seed)] if results.seed else []
     options += ["--device", results.device_asked] if results.device_asked != "auto" else []
+    if results.experiment == DEMO:
+        more = ["--studies"] if len(results.config.get("runs", [])) > 1 else []
+        place = ["--out", str(results.config.get("out", ""))]
+        return shlex.join(["demur", "demo", *more, *options, *place])
     return shlex.join(["demur", "run", results.experiment, *options])
 
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ class Binarization:
     [True, True]
     """
 
+    title: ClassVar[str] = "binarization"
     attack: Attack
     threat: ThreatModel
     points: int

@@ -1,7 +1,7 @@
 """Hidden state: whether an answer depends on anything but the image."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Constancy:
     ([False, False, False, False], False, [])
     """
 
+    title: ClassVar[str] = "hidden state"
     first: tuple[int, ...]
 
     def run(

@@ -3,7 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class Convergence:
     (torch.Size([4]), False)
     """
 
+    title: ClassVar[str] = "incomplete optimisation, transfer failure"
     attack: APGD | PGD
     threat: ThreatModel
 

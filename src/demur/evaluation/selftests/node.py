@@ -1,7 +1,7 @@
 """The node of a self-test: a probe of a model on a few images."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -17,6 +17,9 @@ AT_ONCE = 128
 
 class Probe(Protocol):
     """What a self-test does: a frozen dataclass. Its fields and its code are part of the key."""
+
+    title: ClassVar[str]
+    """The names of its rows in the report."""
 
     def run(
         self, model: Classifier, images: Tensor, labels: Tensor, seed: int, batch_size: int
@@ -74,7 +77,7 @@ class SelfTest(Node):
 
     def __str__(self) -> str:
         """Name the node for the progress line."""
-        return f"self-test: {type(self.probe).__name__.lower()}"
+        return f"self-test: {self.probe.title}"
 
 
 def run_probe(

@@ -1,7 +1,7 @@
 """Unstable predictions: how much the scores change under small noise."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class Stability:
     torch.Size([4])
     """
 
+    title: ClassVar[str] = "unstable predictions"
     draws: int
     radius: float = 8 / 255
 
