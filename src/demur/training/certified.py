@@ -58,7 +58,7 @@ class CertifiedLoss:
     --------
     >>> loss = CertifiedLoss(eps=0.1, ramp=2)
     >>> [round(loss.progress(epoch), 3) for epoch in (0.5, 1, 2, 3, 9)]
-    [0.0, 0.0, 0.379, 1.0, 1.0]
+    [0.0, 0.0, 0.385, 1.0, 1.0]
     """
 
     eps: float
