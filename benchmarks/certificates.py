@@ -62,7 +62,8 @@ def ours(module: nn.Module, images: Tensor, rows: Tensor, eps: float, method: st
     propagation.forwards(tighten=method == "crown")
     rows = rows.double()
     if method == "ibp":
-        return propagation.lower_by_intervals(graph.output, rows).lower
+        merged: Tensor = propagation.lower_by_intervals(graph.output, rows).lower
+        return merged
     owner = torch.arange(len(images)).repeat_interleave(rows.shape[1])
     flat = rows.flatten(0, 1)
     found = propagation.backwards(graph.output, flat, owner).lower
