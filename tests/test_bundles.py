@@ -13,6 +13,7 @@ from demur.attacks import PGD, masks
 from demur.defenses import (
     AdversarialTraining,
     BackgroundClass,
+    CertifiedConsistency,
     DeepNeuralRejection,
     EitherRejects,
     GaussianBlur,
@@ -39,6 +40,7 @@ KINDS = [
     "deep neural rejection",
     "blur under rejection",
     "combined",
+    "certified consistency",
 ]
 
 
@@ -86,6 +88,10 @@ def made(name):
     if name == "deep neural rejection":
         options = {"C": [1.0, 10], "gamma": 1, "false_rejection_rate": 0.25, "folds": 3}
         return DeepNeuralRejection(small(), 10, ["4", "7"], **options).fit(images, labels)
+    if name == "certified consistency":
+        network = networks.certified_cnn(10)
+        labels = Classifier(network, 10).predict(images / 255)
+        return CertifiedConsistency(network, 10, false_rejection_rate=0.3).fit(images, labels)
     blurred = GaussianBlur(small(11), 10, 1.0).fit(images, labels, **FEW)
     layers = ["module.network.4", "module.network.7"]
     deep = DeepNeuralRejection(blurred, 10, layers, C=1.0, threshold=0.05).fit(images, labels)

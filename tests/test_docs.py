@@ -100,7 +100,8 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize(
-    "page", ["index", "concepts", "defenses", "attacks", "evaluation", "harden", "export"]
+    "page",
+    ["index", "concepts", "defenses", "attacks", "evaluation", "harden", "export", "certificates"],
 )
 @pytest.mark.slow
 def test_the_examples_of_a_page_run_as_written(page, tmp_path, monkeypatch):

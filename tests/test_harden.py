@@ -338,7 +338,7 @@ def test_a_killed_process_goes_on_to_the_same_bundle(source, tmp_path):
     [
         ([], {}, "at least one defence"),
         (["gausian-blur"], {}, "Did you mean 'gaussian-blur'"),
-        (["certified-consistency"], {}, "needs certificates"),
+        (["confidence-threshold", "certified-consistency"], {}, "without a reject column"),
         (["median-blur", "median-blur"], {}, "named twice"),
         (["neural-rejection", "gaussian-blur"], {}, "write --with gaussian-blur before"),
         (["background-class", "confidence-threshold"], {}, "without a reject column"),

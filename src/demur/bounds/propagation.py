@@ -268,10 +268,9 @@ class Propagation:
         negative = flat.clamp(max=0)
         bound = (positive * low + negative * high).sum(-1)
         size = (flat.abs() * torch.maximum(low.abs(), high.abs())).sum(-1)
-        if isinstance(operation, Own) and operation.combines:
+        if isinstance(operation, Own) and operation.combines and owner is None:
             (source,) = self.graph.nodes[number].inputs
             given = self.intervals[source]
-            given = given if owner is None else given.of(owner)
             module: Any = self.modules[operation.path]
             bound = torch.maximum(bound, module.interval(*given, rows)[0].to(bound))
         return bound, size

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,13 @@ from demur.classifier import (
     check_images,
     check_labels,
     device_of,
+    evaluating,
 )
 from demur.errors import DemurError, unknown
+from demur.goals import AnyError, ForceReject
 from demur.hardware import tuned
 from demur.masks import check_mask
-from demur.norms import ball_of
+from demur.norms import TOLERANCE, ball_of
 from demur.progress import job
 from demur.threat import ThreatModel, as_threat
 
@@ -53,7 +56,8 @@ def certify(
     threat : ThreatModel or str
         Norm "linf" or "l2", with an eps. The goal says what is excluded; a mask shrinks the box.
     methods : sequence of {"ibp", "crown-ibp", "crown"}, default all
-        They run in this order, each on the images that are not proven yet.
+        They run in this order, each on the images that are not proven yet. `CertifiedConsistency`
+        by randomized smoothing is certified by smoothing alone.
     result : AttackResult, optional
         Of an attack on the same images. Where it succeeded within the threat, the image is BROKEN.
     batch_size : int, default 32
@@ -92,6 +96,8 @@ def certify(
     chosen = checked_methods(methods)
     threat = checked_threat(threat, images)
     labels = labels.long()
+    if callable(getattr(classifier.module, "smoothed_radii", None)):
+        return certify_smoothed(classifier, images, labels, threat, result)
     scores = classifier.scores(images)
     threat.goal.check(labels, classifier.num_classes, scores.shape[1])
     broken = threat.goal.success(scores, labels.to(scores.device), classifier.num_classes).cpu()
@@ -104,6 +110,43 @@ def certify(
     status = torch.where(broken, int(Status.BROKEN), status)
     proven = status == Status.CERTIFIED
     return Certificate(status, found.margin, found.by, proven.double(), found.unsupported)
+
+
+def certify_smoothed(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    result: AttackResult | None,
+) -> Certificate:
+    """Certify certified consistency by randomized smoothing, with draws of its own.
+
+    An image is certified for `Evade` and `Target` if the smoothed classifier is right within R, and
+    R + delta is above eps; in Linf, above the length of the diagonal of the box.
+    """
+    scores = classifier.scores(images)
+    classes = classifier.num_classes
+    threat.goal.check(labels, classes, scores.shape[1])
+    broken = threat.goal.success(scores, labels.to(scores.device), classes).cpu()
+    if result is not None:
+        broken |= _broken_by(classifier, images, labels, threat, result)
+    device = device_of(classifier, images.device)
+    module: Any = classifier.module
+    with evaluating(classifier):
+        answers, radii, delta, alpha = module.smoothed_radii(images.to(device))
+    eps = torch.as_tensor(threat.eps).cpu() * (1 + TOLERANCE)
+    eps = eps if threat.norm == "l2" else eps * images[0].numel() ** 0.5
+    margin = radii.cpu() - (eps - delta).clamp(min=0)
+    right = (answers.cpu() == labels.cpu()) & (radii.cpu() > 0)
+    hidden = isinstance(threat.goal, AnyError | ForceReject)
+    margin = margin.masked_fill(~right | hidden, -torch.inf)
+    proven = margin > 0
+    status = torch.where(proven, int(Status.CERTIFIED), int(Status.UNKNOWN))
+    status = torch.where(broken, int(Status.BROKEN), status)
+    certified = status == Status.CERTIFIED
+    by = tuple("smoothing" if one else "" for one in certified.tolist())
+    both = int((proven & broken).sum())
+    return Certificate(status, margin, by, certified.double() * (1 - alpha), None, both)
 
 
 @dataclass(frozen=True)

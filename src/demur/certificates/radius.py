@@ -74,6 +74,10 @@ def certified_radius(
     check_labels(labels, len(images), classifier.num_classes)
     check_counts(steps=steps)
     chosen = checked_methods(methods)
+    if callable(getattr(classifier.module, "smoothed_radii", None)):
+        raise DemurError(
+            "randomized smoothing bounds its radii itself: see `radii` of the defence."
+        )
     wanted = torch.ones(len(images), dtype=torch.bool)
     if largest is None:
         largest = 1.0 if norm == "linf" else float(images[0].numel() ** 0.5)

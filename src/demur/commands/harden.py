@@ -105,8 +105,8 @@ def harden(
         As for `demur.audit`; of named data the training split. Their content splits them: 60 % are
         learned from, 20 % set the threshold, and 20 % are reported on.
     with_ : sequence of str
-        Defences, the innermost first: "confidence-threshold", "neural-rejection",
-        "deep-neural-rejection", "background-class", "adversarial-training",
+        Defences, the innermost first: "confidence-threshold", "certified-consistency",
+        "neural-rejection", "deep-neural-rejection", "background-class", "adversarial-training",
         "localized-adversarial-training", "gaussian-blur", "median-blur".
     settings : mapping, optional
         Settings by ``KEY`` or ``NAME.KEY``; docs/harden.md lists them with their defaults.

@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Final, get_type_hints
 
-from demur.commands.harden_steps import Confidence, Deep, Single, Step
+from demur.commands.harden_steps import Confidence, Consistency, Deep, Single, Step
 from demur.commands.harden_tuning import Adversarial, Background, Gaussian, Localized, Median
 from demur.errors import DemurError, unknown
 
 STEPS: Final[Mapping[str, type[Step]]] = {
     kind.name: kind
-    for kind in (*(Confidence, Single, Deep, Background, Adversarial, Localized, Gaussian, Median),)
+    for kind in (
+        *(Confidence, Consistency, Single, Deep),
+        *(Background, Adversarial, Localized, Gaussian, Median),
+    )
 }
-NOT_YET: Final = "certified-consistency"
-"""It needs certificates, which this version does not have."""
 TRUE_FALSE: Final = {"true": True, "false": False}
 
 
@@ -43,10 +44,6 @@ def chosen_steps(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[Ste
     if not names:
         raise DemurError(f"name at least one defence, --with NAME: {', '.join(STEPS)}.")
     for name in names:
-        if name == NOT_YET:
-            raise DemurError(
-                f"{NOT_YET} needs certificates, which this version of demur does not have yet."
-            )
         if name not in STEPS:
             raise unknown("defence", name, STEPS)
     repeated = next((one for one in names if list(names).count(one) > 1), None)
@@ -65,7 +62,7 @@ def _check_order(names: Sequence[str]) -> None:
     fixed = ""
     rejecting = ""
     for name in names:
-        if rejecting and name in (Confidence.name, Background.name):
+        if rejecting and name in (Confidence.name, Consistency.name, Background.name):
             raise DemurError(
                 f"{name} is for a model without a reject column, and {rejecting} adds one: choose "
                 "one of them, or combine neural rejections."

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from demur.classifier import Classifier
 from demur.commands.harden_layers import default_layers, full_names
 from demur.data import ImageSet, to_float
 from demur.defenses import (
+    CertifiedConsistency,
     ConfidenceThreshold,
     DeepNeuralRejection,
     EitherRejects,
@@ -100,6 +102,34 @@ class Confidence(Step):
         kind: Any = self.score
         defense = ConfidenceThreshold(given.base, given.num_classes, score=kind)
         return defense.fit(given.held_out.images, given.held_out.labels, batch_size=64)
+
+
+@dataclass(frozen=True)
+class Consistency(Step):
+    """`CertifiedConsistency`: answers that are proven constant within delta. The threshold of the
+    command is delta.
+    """
+
+    name: ClassVar[str] = "certified-consistency"
+    rejects: ClassVar[bool] = True
+    check_by: str = "ibp"
+
+    def check(self, images: ImageSet, base: Classifier) -> None:
+        """The base must not reject, and its layers must have bounds."""
+        if base.rejects:
+            raise DemurError(
+                "certified-consistency is for a model without a reject column, and this one has "
+                "one."
+            )
+        self._defense(base, base.num_classes).scores(images.to_float(torch.arange(1)))
+
+    def make(self, given: Given) -> Classifier:
+        """Wrap the model."""
+        return self._defense(given.base, given.num_classes)
+
+    def _defense(self, base: Classifier, num_classes: int) -> CertifiedConsistency:
+        kind: Any = self.check_by
+        return CertifiedConsistency(base, num_classes, 0.0, kind)
 
 
 @dataclass(frozen=True)

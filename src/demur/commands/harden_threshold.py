@@ -87,7 +87,12 @@ def set_threshold(
     chunks = torch.split(images, 4 * AT_ONCE)
     scores = torch.cat([classifier.scores(to_float(part), AT_ONCE) for part in chunks])
     wrong = scores[:, : classifier.num_classes].argmax(1) != labels
-    acceptance = classifier._acceptance(scores)
+    acceptance = torch.cat(
+        [
+            classifier._acceptance_of(to_float(part), some)
+            for part, some in zip(chunks, torch.split(scores, 4 * AT_ONCE), strict=True)
+        ]
+    )
     order = acceptance.sort().values
     if rule.max_wrong is None:
         first = float(order[int(rule.false_rejection_rate * len(order) + 1e-9)])

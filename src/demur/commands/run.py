@@ -41,6 +41,7 @@ from demur.studies import (
     neural_rejection,
     rejection_extensions,
     smoothing,
+    smoothing_extensions,
 )
 from demur.studies.study import Study
 from demur.writing import check_writable
@@ -54,6 +55,7 @@ STUDIES: dict[str, ModuleType] = {
     "neural-rejection": neural_rejection,
     "rejection-extensions": rejection_extensions,
     "smoothing": smoothing,
+    "smoothing-extensions": smoothing_extensions,
 }
 """Each has TITLE, SOURCE, Profile and `plan`."""
 

@@ -11,7 +11,7 @@ from demur.bounds.rules import ConsistencyRule
 from demur.defenses.margins import next_above
 from demur.errors import DemurError
 
-Check = Literal["ibp", "crown-ibp", "pgd"]
+Check = Literal["ibp", "crown-ibp", "pgd", "smoothing"]
 """How the answer is checked within delta. "pgd" proves nothing."""
 
 
@@ -154,9 +154,10 @@ def _margin(scores: Tensor, label: Tensor) -> Tensor:
     return torch.as_tensor(own - others.amax(1))
 
 
-def check_delta(delta: object) -> float:
-    """Give delta as a float. Raise DemurError unless it is a number in [0, 1]."""
+def check_delta(delta: object, largest: float = 1.0) -> float:
+    """Give delta as a float. Raise DemurError unless it is a number from 0 to the largest."""
     value = float(delta) if isinstance(delta, int | float) else math.nan
-    if not 0 <= value <= 1:
-        raise DemurError(f"delta is a change of pixels in [0, 1], not {delta!r}.")
+    if not (0 <= value <= largest and math.isfinite(value)):
+        kind = "a change of pixels in [0, 1]" if largest == 1 else "a length of at least 0"
+        raise DemurError(f"delta is {kind}, not {delta!r}.")
     return value

@@ -109,7 +109,7 @@ def certified_weights(network: nn.Module) -> None:
     --------
     >>> layer = nn.Linear(400, 100)
     >>> certified_weights(layer)
-    >>> bool(abs(float(layer.weight.std()) - 2.5066 / 400) < 3e-4)
+    >>> bool(abs(float(layer.weight.detach().std()) - 2.5066 / 400) < 3e-4)
     True
     """
     for layer in network.modules():

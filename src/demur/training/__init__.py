@@ -1,6 +1,6 @@
 """Training: the loop that trains every network, and the optimizers of the papers."""
 
-from demur.training.certified import CertifiedLoss, certified_fit
+from demur.training.certified import CertifiedLoss, GaussianNoise, certified_fit
 from demur.training.loop import Scheduler, fit
 from demur.training.optimizers import adadelta, rejection_sgd, stepwise_sgd
 from demur.training.steps import BatchTransform, Epoch, Loss
@@ -12,6 +12,7 @@ __all__ = [
     "CertifiedLoss",
     "EarlyStopping",
     "Epoch",
+    "GaussianNoise",
     "Loss",
     "Scheduler",
     "adadelta",

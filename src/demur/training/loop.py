@@ -147,8 +147,7 @@ def fit(
     """
     _check_can_learn(network)
     _check_counted(epochs, validation)
-    fabric = fabric or _fabric(device, precision, network)
-    _check_alone(fabric, stopping, loss)
+    fabric = _alone(fabric or _fabric(device, precision, network), stopping, loss)
     batches = make_batches(
         images, labels, batch_size, data_key, seed, fabric.global_rank, fabric.world_size
     )
@@ -211,10 +210,11 @@ def _identity(make: Callable[[Iterable[nn.Parameter]], Optimizer], made: Optimiz
     return make, type(made), made.defaults, made.state_dict()["param_groups"]
 
 
-def _check_alone(fabric: Fabric, stopping: EarlyStopping | None, loss: Loss | None) -> None:
+def _alone(fabric: Fabric, stopping: EarlyStopping | None, loss: Loss | None) -> Fabric:
     for given, what in ((stopping, "early stopping"), (loss, "a loss of your own")):
         if given is not None and fabric.world_size > 1:
             raise DemurError(f"{what} is for a training in one process.")
+    return fabric
 
 
 def _train(training: Training) -> list[Epoch]:

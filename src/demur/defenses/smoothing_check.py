@@ -1,0 +1,151 @@
+"""The module inside certified consistency by randomized smoothing (Cohen et al. 2019), for L2."""
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from demur import seeds
+from demur.errors import DemurError
+from demur.hardware import tuned
+from demur.metrics import clopper_pearson
+
+SELECTING = 100
+"""Draws that choose the class, as in Cohen et al. 2019."""
+GRADIENT_DRAWS = 64
+"""Draws of the expectation that attacks differentiate."""
+AT_ONCE = 1024
+NONE = -1.0
+"""The radius of an image whose class is not decided."""
+
+
+class SmoothedConsistent(nn.Module):
+    """Maps images to scores of the smoothed classifier (N, K) and a reject score.
+
+    The answer c is the class that the network gives most often under Gaussian noise. R is the lower
+    bound of the radius within which the smoothed classifier is constant. The score of c is R, and
+    the reject score is delta: an image is accepted if R > delta. The other scores are below R.
+
+    Where gradients are enabled, the scores are those of an expectation of the softmax over 64
+    draws, which an attack can differentiate. Attacks decide success again without gradients.
+
+    Parameters
+    ----------
+    network : nn.Module
+    num_classes : int
+    delta : float
+        Euclidean.
+    sigma : float
+        Deviation of the noise, in the unit of pixels.
+    draws : int
+        Noisy copies of an image that bound the radius.
+    alpha : float
+        Probability that the bound of one image is wrong.
+    seed : int
+        The noise depends on it, and on the content of the image.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        delta: float,
+        sigma: float,
+        draws: int,
+        alpha: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if not (sigma > 0 and 0 < alpha < 1):
+            raise DemurError(
+                f"smoothing needs sigma above 0 and alpha in (0, 1), not {sigma} and {alpha}."
+            )
+        self.network = network
+        self.num_classes = num_classes
+        self.delta = delta
+        self.sigma = sigma
+        self.draws = draws
+        self.alpha = alpha
+        self.seed = seed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the scores, and the reject score last."""
+        if torch.is_grad_enabled():
+            return self._expected(images)
+        answers, radii, shares = self.smoothed(images, "predict")
+        best = radii.clamp(min=NONE)
+        others = best[:, None] - 1 + shares  # below R, in the order of their shares
+        scores = others.scatter(1, answers[:, None], best[:, None])
+        # At R = delta the image is rejected: the reject score must be above.
+        delta = torch.full_like(best, self.delta)
+        reject = torch.where(best > delta, delta, torch.maximum(delta, best + 1e-3))
+        return torch.cat([scores, reject[:, None]], 1).to(images.dtype)
+
+    def _expected(self, images: Tensor) -> Tensor:
+        noise = self._noise(images, GRADIENT_DRAWS, "attack")
+        copies = (images[:, None] + noise).flatten(0, 1)
+        shares = self.network(copies).float().softmax(1)
+        mean = shares.view(len(images), GRADIENT_DRAWS, -1).mean(1).clamp(1e-6, 1 - 1e-6)
+        scores = self.sigma * torch.special.ndtri(mean)
+        reject = torch.full_like(scores[:, :1], self.delta)
+        return torch.cat([scores, reject], 1)
+
+    def _noise(self, images: Tensor, draws: int, name: str) -> Tensor:
+        """Draw (n, draws, ...): each image's noise follows from its content."""
+        keys = seeds.image_keys(images)
+        drawn = seeds.normal(keys, (draws, *images.shape[1:]), self.seed, "smoothing", name)
+        return self.sigma * drawn.to(images)
+
+    @torch.no_grad()
+    def smoothed(self, images: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Bound the radius of each image.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, ...)
+        name : str
+            Names the draws: proofs and predictions have draws of their own.
+
+        Returns
+        -------
+        answers : Tensor of shape (n,), int64
+        radii : Tensor of shape (n,), float64
+            sigma * Phi^-1 of the lower Clopper-Pearson bound of the answer's share, at the
+            confidence 1 - alpha. -1 where the share may be at most one half.
+        shares : Tensor of shape (n, K), float64
+            Shares of the classes, without the draws that choose the answer.
+        """
+        answers = []
+        radii = []
+        shares = []
+        for number in range(len(images)):
+            counts = [
+                self._counts(images[number : number + 1], draws, f"{name} {part}")
+                for part, draws in (("select", SELECTING), ("bound", self.draws))
+            ]
+            answer = int(counts[0].argmax())
+            low = clopper_pearson(int(counts[1][answer]), self.draws, 1 - self.alpha, "lower")[0]
+            answers.append(answer)
+            radii.append(self.sigma * float(stats.norm.ppf(low)) if low > 0.5 else NONE)
+            shares.append(counts[1].double() / self.draws)
+        device = images.device
+        found = torch.tensor(radii, dtype=torch.float64, device=device)
+        return torch.tensor(answers, device=device), found, torch.stack(shares).to(device) * 0.5
+
+    def _counts(self, image: Tensor, draws: int, name: str) -> Tensor:
+        """Count the classes that the network gives noisy copies of one image."""
+        counts = torch.zeros(self.num_classes, dtype=torch.int64)
+        kind = image.device.type
+        for start in range(0, draws, AT_ONCE):
+            some = min(AT_ONCE, draws - start)
+            noise = self._noise(image, some, f"{name} {start}")[0]
+            with tuned(), torch.autocast(kind, enabled=False):
+                scores: Tensor = self.network(image + noise)
+            if scores.shape[1] != self.num_classes:
+                raise DemurError("randomized smoothing takes a network without a reject column.")
+            counts += torch.bincount(scores.argmax(1).cpu(), minlength=self.num_classes)
+        return counts
+
+    def smoothed_radii(self, images: Tensor) -> tuple[Tensor, Tensor, float, float]:
+        """Give answers and radii of draws for a proof, delta and alpha, for certificates."""
+        answers, radii, _ = self.smoothed(images, "certify")
+        return answers, radii, self.delta, self.alpha
