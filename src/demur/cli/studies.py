@@ -17,7 +17,8 @@ def run(
         str,
         typer.Argument(
             help="comparison, certified-rejection, background-class, background-extensions, "
-            "localized-training, neural-rejection, rejection-extensions or smoothing"
+            "localized-training, neural-rejection, rejection-extensions, smoothing or "
+            "smoothing-extensions"
         ),
     ],
     profile: Annotated[

@@ -135,7 +135,7 @@ def _measured(
     attack = profile.attack
     ensemble = Strongest(attack.steps, attack.n_queries, attack.n_targets)
     on = partial(Evaluate, model, seed=seed, base=plain)
-    nodes: list[Node] = [on(given.test, None)]
+    nodes: list[Node] = [on(given.test, None), on(given.attacked, None, split="attacked")]
     machines = name.startswith("deep neural rejection")
     unproven = name.startswith("CPR")
     # Of networks that are not trained for certificates nearly nothing is proven, and linear bounds

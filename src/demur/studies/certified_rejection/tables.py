@@ -39,9 +39,7 @@ def show(profile: Profile, outputs: Outputs) -> Shown:
         for node, value in deltas.select("node", "value").iter_rows()
     ]
     tables.append(Table("Delta at each rate of false rejections", found, texts["delta"]))
-    # The clean images of all test images are in the other tables: here the attacked ones alone.
-    chosen = pl.col("image").is_in(attacked["image"].unique().to_list())
-    front = by_attacker(records.filter(pl.col("certified").is_null(), chosen))
+    front = by_attacker(records.filter(pl.col("split") == "attacked"))
     tables.append(outcome_table(FRONT, front, note=texts["front"]))
     summary, warnings = _summary(tables, attacked, proven, texts)
     return Shown(tables, summary=summary, warnings=warnings)

@@ -1,8 +1,10 @@
 """Does training that separates embeddings help behind a filter? Measured."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -96,23 +98,14 @@ def _attacked(
     surest = PGD(steps=attack.steps, loss="cross_entropy", keep_maximizing=True)
     step = NormalizedGradient(step_size=attack.step_size, steps=attack.targeted_steps)
     ensemble = Strongest(attack.ensemble_steps, attack.n_queries, attack.n_targets)
-    on = partial(Evaluate, model, seed=seed, base=base)
-    sent = Evaluate(
-        base,
-        images,
-        ThreatModel("linf", attack.eps, goal=AnyError()),
-        surest,
-        through=model,
-        seed=seed,
-        base=base,
-        attacker="defence-unaware",
-    )
+    shared: dict[str, Any] = {"seed": seed, "base": base, "split": "attacked"}
+    on: Any = partial(Evaluate, model, images, **shared)
+    unaware: Any = partial(Evaluate, base, images, through=model, **shared)
     return {
-        "clean": on(part.test, None),
-        TARGETED: on(
-            images, ThreatModel("l2", goal=goal), step, attacker="defence-aware", keep="stored"
-        ),
-        "attacked on the plain network": sent,
-        "PGD": on(images, linf, descent, attacker="defence-aware"),
-        "ensemble": on(images, linf, ensemble, attacker="strongest"),
+        "clean": Evaluate(model, part.test, None, seed=seed, base=base),
+        "before": on(None),
+        TARGETED: on(ThreatModel("l2", goal=goal), step, attacker="defence-aware", keep="stored"),
+        "sent": unaware(replace(linf, goal=AnyError()), surest, attacker="defence-unaware"),
+        "PGD": on(linf, descent, attacker="defence-aware"),
+        "ensemble": on(linf, ensemble, attacker="strongest"),
     }
