@@ -1,18 +1,21 @@
 """Training: the loop that trains every network, and the optimizers of the papers."""
 
+from demur.training.augmentation import CropAndFlip
 from demur.training.loop import Scheduler, fit
-from demur.training.optimizers import adadelta, rejection_sgd, stepwise_sgd
+from demur.training.optimizers import adadelta, one_cycle_sgd, rejection_sgd, stepwise_sgd
 from demur.training.steps import BatchTransform, Epoch
 from demur.training.stopping import Accuracy, EarlyStopping
 
 __all__ = [
     "Accuracy",
     "BatchTransform",
+    "CropAndFlip",
     "EarlyStopping",
     "Epoch",
     "Scheduler",
     "adadelta",
     "fit",
+    "one_cycle_sgd",
     "rejection_sgd",
     "stepwise_sgd",
 ]
