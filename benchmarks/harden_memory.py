@@ -22,6 +22,7 @@ from demur import Classifier, data
 from demur.commands.harden_settings import chosen_steps
 from demur.commands.harden_steps import Given
 from demur.data import ImageSet
+from demur.defenses.rbf_svm import OneVsRestRBFSVM
 from demur.hardware import keep_buffers
 from demur.networks import enlarged_imagenet_network
 
@@ -42,7 +43,8 @@ def fit(root: str | None, count: int, size: int) -> None:
         )
         made = step.make(given)
     seconds = time.perf_counter() - begin
-    features = [len(one.centre) for one in made.modules() if hasattr(one, "centre")]
+    machines = [one for one in made.modules() if isinstance(one, OneVsRestRBFSVM)]
+    features = [len(one.centre) for one in machines]
     print(f"{seconds:.0f} {before:.0f} {_peak():.0f} {'+'.join(map(str, features))}")
 
 
@@ -62,9 +64,8 @@ def main() -> None:
     if given.one:
         fit(given.data_root, given.images[0], given.size)
         return
-    print(
-        "| images | pixels | features | seconds | MB before | peak MB |\n|---:|---:|---|---:|---:|---:|"
-    )
+    print("| images | pixels | features | seconds | MB before | peak MB |")
+    print("|---:|---:|---|---:|---:|---:|")
     for count in given.images:
         words = [sys.executable, __file__, "--one", "--images", str(count)]
         words += ["--size", str(given.size)]
