@@ -28,7 +28,7 @@ class SmallResNet:
     ----------
     epochs : int, default 15
     batch_size : int, default 128
-    learning_rate : float, default 0.2
+    learning_rate : float, default 0.1
         The largest one.
     width : int, default 32
         Of the network.
@@ -36,7 +36,7 @@ class SmallResNet:
 
     epochs: int = 15
     batch_size: int = 128
-    learning_rate: float = 0.2
+    learning_rate: float = 0.1
     width: int = 32
 
     def train(self, given: TrainingInputs) -> Classifier:
