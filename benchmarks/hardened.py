@@ -49,9 +49,8 @@ class PlainCnn:
         steps = self.epochs * (len(data) // self.batch_size)
         options = given.options(self.epochs, self.batch_size)
         options["optimizer"] = partial(one_cycle_sgd, steps=steps, rate=self.learning_rate)
-        given.notes["training: accuracy"] = fit(network, data.images, data.labels, **options)[
-            -1
-        ].accuracy
+        last = fit(network, data.images, data.labels, **options)[-1]
+        given.notes["training: accuracy"] = last.accuracy
         return Classifier(network, data.num_classes)
 
 
@@ -69,7 +68,7 @@ class Hardened:
         """Add it; see `demur.evaluation.scoring.Recipe`."""
         held_out = given.validation
         assert given.base is not None and held_out is not None
-        begin = time.monotonic()
+        begin = time.process_time()
         made = self.step.make(
             Given(
                 given.base.to(torch.device(given.device)),
@@ -84,7 +83,7 @@ class Hardened:
         made.scores(held_out.to_float(torch.arange(1)))  # whether it rejects is known from here on
         if self.rule is not None and made.rejects:
             set_threshold(made, held_out.images, held_out.labels, self.rule)
-        given.notes["seconds"] = time.monotonic() - begin
+        given.notes["processor seconds"] = time.process_time() - begin
         return made
 
 
@@ -92,16 +91,16 @@ def inference(names: tuple[str, ...], images: ImageSet, *models: Classifier) -> 
     """Time the models in turn, several rounds in one process; the first one is the base.
 
     Rows have the median of the ratios to the base in the same round, with the smallest and the
-    largest one, and the milliseconds of the base for an image.
+    largest one, and the base's milliseconds of one processor for an image.
     """
     batch = images.to_float(torch.arange(min(TIMED, len(images))))
     rounds: list[list[float]] = []
     for number in range(ROUNDS + 1):
         seconds = []
         for model in models:
-            begin = time.perf_counter()
+            begin = time.process_time()  # of the processor: others may use the machine too
             model.scores(batch, AT_ONCE)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(time.process_time() - begin)
         if number:  # the first round warms up
             rounds.append(seconds)
     base = statistics.median(one[0] for one in rounds)
