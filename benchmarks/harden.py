@@ -7,7 +7,9 @@
 Three base networks: the CNN of the rejection paper, on 20,000 images of MNIST; a small ResNet on
 CIFAR-10 (`demur.studies.image_networks.SmallResNet`); torchvision's ResNet-18 on CIFAR-10, enlarged
 to 112 pixels, with a new last layer that learns from 10,000 images. `--networks digits` is a short
-form on the embedded digits. Each defence learns from --learn training images. One half of the test
+form on the embedded digits. `--networks photographs` measures exports and the cost of inference of
+ResNet-18 on ImageNet's photographs (DIR/imagenet), for defences that need no fine-tuning, and
+attacks nothing. Each defence learns from --learn training images. One half of the test
 images sets the threshold of rejection, at 2 % false rejections; the other half is reported on. A
 defence that does not reject gets a confidence threshold too, so that all are compared at equal
 false rejection. The attack is the strongest ensemble.
@@ -28,12 +30,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
+import torch
 
 from demur import Classifier, ThreatModel, data, networks
 from demur.attacks.strongest import PROFILES
 from demur.commands.harden_settings import STEPS, chosen_steps
 from demur.commands.harden_threshold import ThresholdRule
-from demur.data import ImageSet
+from demur.data import ImageSet, fitted, read_photos
 from demur.evaluation.engines import Local
 from demur.evaluation.keys import Environment, Keys
 from demur.evaluation.nodes import Load, Measure, ModelNode, Node, Train
@@ -52,7 +55,8 @@ from hardened import Hardened, PlainCnn, inference, parity
 BASE: Final = "no defence"
 BASELINE: Final = "confidence-threshold"
 RATE: Final = 0.02
-FROZEN: Final = ("background-class", "gaussian-blur", "median-blur")
+BLURS: Final = ("gaussian-blur", "median-blur")
+FROZEN: Final = ("background-class", *BLURS)
 ATTACKED: Final = ("adversarial-training", "localized-adversarial-training")
 
 
@@ -63,7 +67,8 @@ class Network:
     Parameters
     ----------
     data : str
-    recipe : Recipe
+    recipe : Recipe, optional
+        Without it, the pretrained network is the base.
     eps : tuple of str
         The threats of the table.
     trained_at : str
@@ -75,7 +80,7 @@ class Network:
     """
 
     data: str
-    recipe: Recipe
+    recipe: Recipe | None
     eps: tuple[str, ...]
     trained_at: str
     pretrained: str = ""
@@ -117,7 +122,7 @@ class Table:
         """Give all nodes, in the order of work."""
         for name in self.models:
             yield self.clean[name]
-            yield from self.attacked[name]
+            yield from self.attacked.get(name, [])
             yield self.parity[name]
         if self.inference is not None:
             yield self.inference
@@ -132,13 +137,9 @@ def planned(name: str, given: argparse.Namespace) -> Table:
     learn = train.sample(min(given.learn, len(train)), given.seed)
     start = None
     if network.pretrained:
-        path = weights.wanted(network.pretrained, given.data_root)
-        start = Load(
-            partial(pretrained, network.pretrained, given.data_root),
-            file_digest(path),
-            name="ImageNet",
-        )
+        start = imagenet(network.pretrained, given.data_root, "ImageNet")
     taught = train if network.images is None else train.sample(network.images, given.seed)
+    assert network.recipe is not None
     base = Train(network.recipe, taught, given.seed, base=start, name=BASE)
     found = Table(name, network, {BASE: base})
     for defence in given.defences:
@@ -159,6 +160,37 @@ def planned(name: str, given: argparse.Namespace) -> Table:
     models = tuple(found.models.values())
     found.inference = Measure(inference, (names, report, *models), name=name)
     return found
+
+
+def photographs(given: argparse.Namespace) -> Table:
+    """Plan exports and timings on photographs: no attack, and no threshold for other images."""
+    folder = Path(given.data_root, "imagenet", "photos")
+    photos = [fitted(one, 256, 224) for one in read_photos(folder)]
+    labels = torch.tensor([-1 if one.label is None else one.label for one in photos])
+    images = ImageSet(torch.stack([one.pixels for one in photos]), labels, networks.CLASSES)
+    base = imagenet("resnet18", given.data_root, BASE)
+    network = Network("photographs", None, (), "", "resnet18")
+    found = Table("photographs", network, {BASE: base})
+    for defence in given.defences:
+        if defence in (BASELINE, *BLURS):
+            settings = {"epochs": 0} if defence in BLURS else {}
+            (step,) = chosen_steps([defence], settings)
+            recipe = Hardened(step, ThresholdRule(RATE))
+            found.models[defence] = Train(recipe, images, given.seed, images, base, name=defence)
+    for defence, model in found.models.items():
+        found.clean[defence] = Evaluate(model, images, None, batch_size=16)
+        found.parity[defence] = Measure(parity, (images, model), name=f"photographs: {defence}")
+    names = tuple(found.models)
+    models = tuple(found.models.values())
+    few = images.sample(32, given.seed)
+    found.inference = Measure(inference, (names, few, *models), name="photographs")
+    return found
+
+
+def imagenet(name: str, root: str | None, label: str) -> Load:
+    """Give the node of an ImageNet network."""
+    fingerprint = file_digest(weights.wanted(name, root))
+    return Load(partial(pretrained, name, root), fingerprint, name=label)
 
 
 def pretrained(name: str, root: str | None) -> Classifier:
@@ -213,7 +245,7 @@ def percent(share: float) -> str:
 
 
 def wrong_of(records: pl.DataFrame) -> pl.Series:
-    """Say for each image, in their order, whether it is wrong and accepted."""
+    """Say for each image whether it is wrong and accepted."""
     return records.sort("index")["outcome"] == "wrong"
 
 
@@ -258,7 +290,7 @@ def print_table(table: Table, outputs: Outputs, given: argparse.Namespace) -> No
     threats = [f"wrong and accepted at {eps} %" for eps in table.network.eps]
     heads = ["defence", "correct %", "coverage %", "wrong and accepted %", *threats]
     heads += ["inference, times the base", "equal decisions: ONNX, .pt2"]
-    print(f"\n### {table.name}: {table.network.recipe!r}\n")
+    print(f"\n### {table.name}: {table.network.recipe or table.network.pretrained}\n")
     print(f"| {' | '.join(heads)} |\n|---{'|---:' * (len(heads) - 1)}|")
     against = table.attacked.get(BASELINE, [])
     for name in table.models:
@@ -266,7 +298,7 @@ def print_table(table: Table, outputs: Outputs, given: argparse.Namespace) -> No
         if clean is None:
             continue
         cells = [name, *clean_cells(clean)]
-        for place, node in enumerate(table.attacked[name]):
+        for place, node in enumerate(table.attacked.get(name, [])):
             found = records(node)
             compared = records(against[place]) if against and name != BASELINE else None
             cells.append("not run" if found is None else attacked_cell(found, compared))
@@ -307,7 +339,10 @@ def main() -> None:
     given.defences = given.defences.split(",")
     keep_buffers()
     warnings.simplefilter("ignore")
-    tables = [planned(name, given) for name in given.networks.split(",")]
+    tables = [
+        photographs(given) if name == "photographs" else planned(name, given)
+        for name in given.networks.split(",")
+    ]
     outputs = computed([node for table in tables for node in table.nodes()], given)
     for table in tables:
         print_table(table, outputs, given)
