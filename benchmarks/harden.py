@@ -119,13 +119,15 @@ class Table:
     inference: Measure | None = None
 
     def nodes(self) -> Iterator[Node]:
-        """Give all nodes, in the order of work."""
+        """Give all nodes, in the order of work: the largest eps of all models comes first."""
         for name in self.models:
             yield self.clean[name]
-            yield from self.attacked.get(name, [])
+            yield from self.attacked.get(name, [])[-1:]
             yield self.parity[name]
         if self.inference is not None:
             yield self.inference
+        for name in self.models:
+            yield from self.attacked.get(name, [])[:-1]
 
 
 def planned(name: str, given: argparse.Namespace) -> Table:
