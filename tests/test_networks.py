@@ -9,7 +9,14 @@ from torch import nn
 
 from demur import DemurError, networks
 from demur.files import fingerprint
-from demur.networks import background_class_network, dnr_cnn, localized_network, wide_resnet
+from demur.networks import (
+    background_class_network,
+    dnr_cnn,
+    enlarged_imagenet_network,
+    localized_network,
+    resnet9,
+    wide_resnet,
+)
 from demur.networks.registry import BUILDERS
 
 
@@ -90,6 +97,40 @@ def test_the_wide_network_is_w32_10():
     assert bool(torch.isfinite(flat).all())
 
 
+def test_the_small_residual_network_has_nine_layers_with_weights():
+    network = resnet9(7, seed=1).eval()
+    shapes = [tuple(one.shape) for name, one in network.named_parameters() if one.ndim > 1]
+    units = [(64, 64, 3, 3)] * 2, [(256, 256, 3, 3)] * 2
+    first = [(32, 3, 3, 3), (64, 32, 3, 3)]
+    assert shapes == [*first, *units[0], (128, 64, 3, 3), (256, 128, 3, 3), *units[1], (7, 256)]
+    assert len(shapes) == 9
+    images = torch.rand(2, 3, 32, 32)
+    assert network(images).shape == (2, 7)
+    # Batch norm and rectifier follow the pooling, on a quarter of the values.
+    seen = []
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[-1]))
+    network(images)
+    assert seen == [32, 16, 16, 16, 8, 4, 4, 4]
+    for options in ({"num_outputs": 1}, {"size": 12}, {"width": 0}):
+        with pytest.raises(DemurError, match="residual network"):
+            resnet9(**options)
+
+
+def test_an_enlarged_network_lets_gradients_through_to_the_small_image():
+    network = enlarged_imagenet_network("resnet18", 4, size=64, mean=(0.1,) * 3, std=(2.0,) * 3)
+    images = torch.rand(2, 3, 16, 16, requires_grad=True)
+    large = nn.functional.interpolate(images, (64, 64), mode="bilinear")
+    assert torch.equal(network(images), network.network((large - 0.1) / 2.0))
+    (gradient,) = torch.autograd.grad(network(images).sum(), images)
+    assert bool((gradient != 0).flatten(1).any(1).all())
+    with pytest.raises(DemurError, match="resnet18"):
+        enlarged_imagenet_network("resnet19", 4)
+    with pytest.raises(DemurError, match="at least 32"):
+        enlarged_imagenet_network("resnet18", 4, size=16)
+
+
 def test_the_rejection_network_is_table_1_of_the_rejection_paper():
     network = dnr_cnn(seed=3)
     shapes = [
@@ -155,6 +196,8 @@ NETWORKS = {
     "dnr_cnn": lambda: dnr_cnn(size=8, seed=2),
     "localized_network": lambda: localized_network(4, size=8),
     "wide_resnet": lambda: wide_resnet(5, channels=1, size=8, widen=1, units=1),
+    "resnet9": lambda: resnet9(5, channels=1, size=8, width=2),
+    "enlarged_imagenet_network": lambda: enlarged_imagenet_network("resnet18", 4, size=32),
     "untrained_imagenet_network": lambda: networks.untrained_imagenet_network(
         "squeezenet1_0", size=32, resize=40, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)
     ),

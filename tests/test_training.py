@@ -25,7 +25,15 @@ import parallel_fit
 from demur import Classifier, DemurError, hardware
 from demur.files import fingerprint
 from demur.progress import Silent, reporting
-from demur.training import Epoch, adadelta, fit, rejection_sgd, stepwise_sgd
+from demur.training import (
+    CropAndFlip,
+    Epoch,
+    adadelta,
+    fit,
+    one_cycle_sgd,
+    rejection_sgd,
+    stepwise_sgd,
+)
 
 
 def sgd(parameters):
@@ -135,6 +143,46 @@ def test_stepwise_descent_slows_down_after_a_half_and_three_quarters():
 
 def test_the_rejection_papers_rate_decays_as_in_keras():
     assert rates(rejection_sgd, 3) == [0.1, 0.1 / (1 + 1e-6), 0.1 / (1 + 2e-6)]
+
+
+def test_one_cycle_rises_and_falls_once():
+    found = rates(lambda parameters: one_cycle_sgd(parameters, steps=10, rate=0.9), 10)
+    assert found == pytest.approx([0.45, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert rates(lambda parameters: one_cycle_sgd(parameters, steps=1, rate=0.9), 1) == [0.9]
+
+
+# Augmentation
+
+
+def test_each_image_is_shifted_and_half_are_mirrored():
+    images = torch.arange(200.0 * 2 * 5 * 6).view(200, 2, 5, 6) + 1
+    torch.manual_seed(0)
+    changed, labels = CropAndFlip(2)(nn.Identity(), images, torch.arange(200), 0)
+    assert changed.shape == images.shape and labels.tolist() == list(range(200))
+    padded = nn.functional.pad(images, [2] * 4)
+    seen = set()
+    for image, whole in zip(changed, padded, strict=True):
+        fits = [
+            (down, right, mirrored)
+            for mirrored in (False, True)
+            for down in range(5)
+            for right in range(5)
+            if torch.equal(
+                image.flip(2) if mirrored else image, whole[:, down : down + 5, right : right + 6]
+            )
+        ]
+        assert len(fits) == 1
+        seen.update(fits)
+    assert {place[:2] for place in seen} == {
+        (down, right) for down in range(5) for right in range(5)
+    }
+    assert {place[2] for place in seen} == {False, True}
+    torch.manual_seed(0)
+    assert torch.equal(changed, CropAndFlip(2)(nn.Identity(), images, labels, 3)[0])
+    whole, _ = CropAndFlip(2, flip=False)(nn.Identity(), images, labels, 0)
+    assert bool((whole.diff(dim=3)[:, :, 2:3, 2:3] == 1).all())
+    with pytest.raises(DemurError, match="padding"):
+        CropAndFlip(0)
 
 
 # The loop

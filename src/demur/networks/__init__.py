@@ -16,6 +16,8 @@ from demur.networks.libraries import timm_network, torchvision_network
 from demur.networks.papers import background_class_network, dnr_cnn, localized_network
 from demur.networks.registry import build
 from demur.networks.residual import wide_resnet
+from demur.networks.resnet9 import resnet9
+from demur.networks.upsampled import enlarged_imagenet_network
 
 __all__ = [
     "ARCHITECTURES",
@@ -31,8 +33,10 @@ __all__ = [
     "certified_weights",
     "class_number",
     "dnr_cnn",
+    "enlarged_imagenet_network",
     "imagenet_network",
     "localized_network",
+    "resnet9",
     "timm_network",
     "torchvision_network",
     "untrained_imagenet_network",

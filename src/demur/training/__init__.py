@@ -1,8 +1,9 @@
 """Training: the loop that trains every network, and the optimizers of the papers."""
 
+from demur.training.augmentation import CropAndFlip
 from demur.training.certified import CertifiedLoss, GaussianNoise, certified_fit
 from demur.training.loop import Scheduler, fit
-from demur.training.optimizers import adadelta, rejection_sgd, stepwise_sgd
+from demur.training.optimizers import adadelta, one_cycle_sgd, rejection_sgd, stepwise_sgd
 from demur.training.steps import BatchTransform, Epoch, Loss
 from demur.training.stopping import Accuracy, EarlyStopping
 
@@ -10,6 +11,7 @@ __all__ = [
     "Accuracy",
     "BatchTransform",
     "CertifiedLoss",
+    "CropAndFlip",
     "EarlyStopping",
     "Epoch",
     "GaussianNoise",
@@ -18,6 +20,7 @@ __all__ = [
     "adadelta",
     "certified_fit",
     "fit",
+    "one_cycle_sgd",
     "rejection_sgd",
     "stepwise_sgd",
 ]
