@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -130,15 +131,13 @@ def compare(arguments: argparse.Namespace) -> bool:
             return ours(module, some, ways, eps, method)
 
         with torch.no_grad():
-            one, seconds = timed(lambda run=run: batched(run, images, rows, size=arguments.batch))
+            one, seconds = timed(partial(batched, run, images, rows, size=arguments.batch))
         proven = int((one.masked_fill(~others, torch.inf).amin(1) > 0).sum())
         cells = [method, f"{seconds:.2f}", str(proven)]
         if library is not None:
             with torch.no_grad():
                 way = theirs(library, module, eps, method)
-                other, longer = timed(
-                    lambda way=way: batched(way, images, rows, size=arguments.batch)
-                )
+                other, longer = timed(partial(batched, way, images, rows, size=arguments.batch))
             difference = (one - other.double())[others]
             relative = float((difference / other.double()[others].abs()).mean())
             count = int((other.masked_fill(~others, torch.inf).amin(1) > 0).sum())

@@ -2,6 +2,7 @@
 
 from demur.certificates.certify import certify
 from demur.certificates.problem import METHODS
+from demur.certificates.prover import Prover
 from demur.certificates.radius import certified_radius
 from demur.certificates.status import Certificate, ProvenBounds, Status, UnsoundBoundError
 
@@ -9,6 +10,7 @@ __all__ = [
     "METHODS",
     "Certificate",
     "ProvenBounds",
+    "Prover",
     "Status",
     "UnsoundBoundError",
     "certified_radius",

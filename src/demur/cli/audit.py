@@ -134,6 +134,9 @@ def audit(
     corruptions: Annotated[
         bool, typer.Option("--corruptions", help="Noise, blur, weather and compression, too.")
     ] = False,
+    certify: Annotated[
+        bool, typer.Option("--certify", help="Prove images, too: a lower bound of robustness.")
+    ] = False,
     batch_size: Annotated[int | None, typer.Option("--batch-size", metavar="N")] = None,
     out: Annotated[
         Path | None,
@@ -194,6 +197,7 @@ def audit(
             max_minutes=max_minutes,
             ood=ood,
             corruptions=corruptions,
+            certify=certify,
             out=out or default_folder(model),
             device=device,
             engine=engine,

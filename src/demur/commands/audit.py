@@ -110,6 +110,7 @@ def audit(
     max_minutes: float | None = None,
     ood: str | Path | None = None,
     corruptions: bool = False,
+    certify: bool = False,
     out: Path | str | None = None,
     device: str = "auto",
     engine: str = "local",
@@ -159,6 +160,8 @@ def audit(
         accepts is measured.
     corruptions : bool, default False
         Whether the images are also scored after each of `demur.data.CORRUPTIONS`.
+    certify : bool, default False
+        Whether images are proven, too, at the threats in Linf and L2 (docs/certificates.md).
     out : path, optional
         The folder of the audit. Default: a temporary folder, which goes with the result.
     device : {"auto", "cpu", "cuda"}
@@ -248,12 +251,14 @@ def audit(
             identity["ood"] = others.fingerprint
         if corruptions:
             identity["corruptions"] = True
+        if certify:
+            identity["certify"] = True
         with claimed(folder, identity):
             environment = Environment.here(place.type)
             worker: Engine = Ray(environment, address) if engine == "ray" else Local()
             kept = Store(store or Path(os.environ.get(STORE) or folder / "store"))
             check_writable(kept.folder)
-            run = AuditRun(subject, wanted, chosen, seed, max_minutes, others, corruptions)
+            run = AuditRun(subject, wanted, chosen, seed, max_minutes, others, corruptions, certify)
             outputs, seconds = run.execute(kept, worker, environment, reuse_stale)
             about = audit_writing.About(
                 profile=profile,

@@ -10,10 +10,12 @@ from typing import Any, Final
 import torch
 
 from demur.attacks import PGD
+from demur.certificates import Prover
 from demur.classifier import Preprocess
 from demur.commands.audit_subject import Subject
 from demur.data import CORRUPTIONS, ImageSource, read_unlabelled
 from demur.errors import amount
+from demur.evaluation.audit_certified import Proofs, provable
 from demur.evaluation.audit_costs import Rates, seconds_of, trimmed
 from demur.evaluation.audit_other import Answers, Corrupted
 from demur.evaluation.audit_plan import Profile, Step, plan
@@ -34,7 +36,8 @@ class AuditRun:
     """The plan of an audit, its estimate, and what was left out of it.
 
     `answers` are nodes that score images without an attack: those of the audit, and those of none
-    of the classes (`ood`). `corrupted` are nodes that score corrupted images.
+    of the classes (`ood`). `corrupted` are nodes that score corrupted images, and `proofs` those
+    that certify.
     """
 
     subject: Subject
@@ -44,6 +47,8 @@ class AuditRun:
     max_minutes: float | None
     ood: ImageSource | None = None
     corruptions: bool = False
+    certify: bool = False
+    proofs: list[Proofs] = field(default_factory=list)
     answers: list[Answers] = field(default_factory=list)
     corrupted: list[Corrupted] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
@@ -68,6 +73,10 @@ class AuditRun:
         self.corrupted = [
             Corrupted(subject.target.model, subject.images, None, family, self.seed, batch_size)
             for family in (CORRUPTIONS if self.corruptions else ())
+        ]
+        self.proofs = [
+            Proofs(subject.target.model, subject.images, threat, Prover(self.profile.methods))
+            for threat in (provable(self.threats) if self.certify else ())
         ]
         self.tests = self_tests_of(
             subject.target,
@@ -108,6 +117,7 @@ class AuditRun:
                 *(step.node for step in self.steps),
                 *self.answers,
                 *self.corrupted,
+                *self.proofs,
                 *(one.node for one in tests),
             ],
             store,

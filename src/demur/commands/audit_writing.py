@@ -15,6 +15,7 @@ from demur.commands.audit_run import AuditRun
 from demur.commands.audit_subject import Subject, normalisation
 from demur.data import ImageSet
 from demur.evaluation import counterexamples
+from demur.evaluation.audit_certified import CertifiedRow, certified_row, with_certificates
 from demur.evaluation.audit_checks import verdict
 from demur.evaluation.audit_other import OtherInputs, corruption_rows, other_inputs
 from demur.evaluation.audit_plan import Step
@@ -77,12 +78,30 @@ def write(
     checked = Checked.of(records, ran(run.tests, outputs), subject, run)
     # What a self-test broke is broken: it counts.
     records = pl.concat([records, *checked.attacked])
+    proven, records = _certified(run, outputs, records)
     write_parquet(records, folder / "records.parquet")
     results = _results(subject, records, done, missing, checked, outputs, about)
-    results = replace(results, other_inputs=_other_inputs(run, outputs))
+    results = replace(results, other_inputs=_other_inputs(run, outputs), certified=proven)
     write_results(results, folder)
     render_audit(folder)
     return results, records
+
+
+def _certified(
+    run: AuditRun, outputs: Outputs, records: pl.DataFrame
+) -> tuple[list[CertifiedRow], pl.DataFrame]:
+    """Make the rows of what is proven, and write it into the records of each threat."""
+    rows = []
+    marked = records
+    for node in run.proofs:
+        if not outputs.complete(node) or node.threat is None:
+            continue  # the time was over
+        found = [outputs.result(node, shard) for shard in range(node.shards)]
+        broken = within(records, node.threat).filter(pl.col("outcome") == "wrong")
+        row, *proven = certified_row(node, found, broken["index"].unique().to_list())
+        rows.append(row)
+        marked = with_certificates(marked, node.threat, *proven)
+    return rows, marked
 
 
 def _other_inputs(run: AuditRun, outputs: Outputs) -> OtherInputs | None:

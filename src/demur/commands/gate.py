@@ -12,7 +12,15 @@ from demur.evaluation.audit_results import AuditResults, read
 from demur.evaluation.gate import Decision, GateResult, conclude, decide_rule, rows_of
 from demur.evaluation.gate_baseline import belongs, decide_increase, pair
 from demur.evaluation.gate_other import decide_other
-from demur.evaluation.gate_rules import OTHER, SEEKS_ERRORS, BaselineRule, Rules, parse_rules
+from demur.evaluation.gate_proven import decide_proven
+from demur.evaluation.gate_rules import (
+    OTHER,
+    PROVEN,
+    SEEKS_ERRORS,
+    BaselineRule,
+    Rules,
+    parse_rules,
+)
 from demur.evaluation.records import SCHEMA, decoding_records, read_parquet
 from demur.report.junit import badge_of, junit_of, markdown_of
 from demur.untrusted import read_text
@@ -75,6 +83,7 @@ def gate(
     decided = []
     for rule in chosen.rule:
         decide = decide_other if rule.metric in OTHER else decide_rule
+        decide = decide_proven if rule.metric == PROVEN else decide
         decided += decide(rule, audit, chosen)
     notes: list[str] = []
     if chosen.baseline is not None:

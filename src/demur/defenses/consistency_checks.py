@@ -114,6 +114,9 @@ class Consistent(nn.Module):
             scores: Tensor = self.network(images)
             return self._graph.value, scores
         graph, scores = trace(self.network, images)
+        parts = self.network.modules()
+        if any(one._forward_hooks or one._forward_pre_hooks for one in parts):
+            scores = self.network(images)  # for hooks that read values
         if not torch.is_grad_enabled():
             self._graph.value = graph
         return graph, scores

@@ -47,6 +47,8 @@ class Profile:
         Whether operations without useful gradients are attacked straight through (BPDA).
     tests : Budget
         Of the self-tests.
+    methods : tuple of str
+        Of certificates, where they are asked for.
     """
 
     noise: int
@@ -56,6 +58,7 @@ class Profile:
     sweep: int
     tests: Budget
     bpda: bool = False
+    methods: tuple[str, ...] = ("ibp", "crown-ibp")
 
 
 PROFILES: Final[Mapping[str, Profile]] = {
@@ -67,6 +70,7 @@ PROFILES: Final[Mapping[str, Profile]] = {
         *(1000, 100, 5, ENSEMBLES["thorough"], 40),
         Budget((512, 999), (10_000, 100), (100, 1000), 1000),
         bpda=True,
+        methods=("ibp", "crown-ibp", "crown"),
     ),
 }
 

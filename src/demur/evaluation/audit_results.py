@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from demur.data.messages import printable
 from demur.errors import DemurError
+from demur.evaluation.audit_certified import CertifiedRow
 from demur.evaluation.audit_other import OtherInputs
 from demur.evaluation.records import OUTCOMES, PLACE, worst_case
 from demur.goals import ForceReject
@@ -116,6 +117,8 @@ class AuditResults:
     findings: list[str] = field(default_factory=list)
     """What changes how a figure is read. `notes` are information."""
     other_inputs: OtherInputs | None = None
+    certified: list[CertifiedRow] = field(default_factory=list)
+    """What is proven, where certificates were asked for."""
 
 
 _FILE = TypeAdapter(AuditResults)

@@ -34,7 +34,7 @@ class Decision:
     Parameters
     ----------
     figure : str
-        "correct", "rejected", "wrong" or "increase of wrong".
+        "correct", "rejected", "wrong", "proven" or "increase of wrong".
     threat : str
         With the goal in brackets where it is not "evade".
     side : {"max", "min"}

@@ -14,11 +14,11 @@ from demur.untrusted import parse_toml
 CLEAN: Final = "clean"
 SEEKS_ERRORS: Final = ("none", "evade")
 """Goals of an audit for which a wrong answer is the worst outcome."""
-RESERVED: Final = ("proven",)
-"""Metrics of later versions."""
+PROVEN: Final = "proven"
+"""The share of images that is proven at a threat."""
 OTHER: Final = ("accepted_ood", "aurc")
 """Metrics without an attack, which need no threat."""
-METRICS: Final = (*OUTCOMES, *OTHER)
+METRICS: Final = (*OUTCOMES, PROVEN, *OTHER)
 Side = Literal["max", "min"]
 
 
@@ -30,9 +30,6 @@ def _share(value: float) -> float:
 
 
 def _metric(name: str) -> str:
-    known = ", ".join(METRICS)
-    if name in RESERVED:
-        raise ValueError(f"{name} is not measured by this version of audit: {known}")
     if name not in METRICS:
         raise unknown("metric", name, METRICS)
     return name
@@ -67,6 +64,8 @@ class Rule(BaseModel):
 
     @model_validator(mode="after")
     def _limited(self) -> "Rule":
+        if self.metric == PROVEN and (self.threat == CLEAN or self.goal != "evade"):
+            raise ValueError("proven needs a threat with the goal evade, for example linf:8/255")
         if self.max is None and self.min is None:
             raise ValueError("it has no limit: add max or min, for example max = 0.35")
         if self.max is not None and self.min is not None and self.min > self.max:

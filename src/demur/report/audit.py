@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from demur.errors import amount
+from demur.evaluation.audit_certified import CertifiedRow
 from demur.evaluation.audit_other import OtherInputs
 from demur.evaluation.audit_results import AuditResults, ThreatRow, read
 from demur.evaluation.results import Curve, Series
@@ -122,6 +123,7 @@ def sentences(results: AuditResults) -> list[str]:
             f"Without an attack, {_percent(clean, 'correct')} are correct and "
             f"{100 * clean.rejected:.1f} % rejected."
         )
+    found += [proven_sentence(row) for row in results.certified]
     other = results.other_inputs
     if other is not None and other.ood is not None:
         bounds = f"{100 * other.ood.accepted_low:.1f} to {100 * other.ood.accepted_high:.1f}"
@@ -130,6 +132,19 @@ def sentences(results: AuditResults) -> list[str]:
             f"{100 * other.ood.accepted:.1f} % ({bounds})."
         )
     return [*found, VERDICTS[results.verdict], *results.doubts]
+
+
+def proven_sentence(row: CertifiedRow) -> str:
+    """Say what is proven at a threat."""
+    if row.unsupported is not None:
+        return f"Nothing is proven within {row.threat}: {row.unsupported} has no bounds."
+    bounds = f"{100 * row.proven_low:.1f} to {100 * row.proven_high:.1f}"
+    sure = "" if row.probability == 1 else f", each with probability {row.probability:g}"
+    radius = "" if row.radius is None else f" The median certified radius is {row.radius:.4g}."
+    return (
+        f"Within {row.threat}, {100 * row.proven:.1f} % ({bounds}) of {row.n:,} images are proven "
+        f"never to be wrong and accepted{sure}.{radius}"
+    )
 
 
 def _percent(row: ThreatRow, outcome: str) -> str:
