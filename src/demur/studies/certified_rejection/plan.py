@@ -7,6 +7,7 @@ from pathlib import Path
 
 from demur import seeds
 from demur.attacks import PGD, Strongest
+from demur.certificates import Prover
 from demur.data import ImageSet
 from demur.errors import DemurError
 from demur.evaluation.nodes import Node, Train
@@ -17,7 +18,6 @@ from demur.studies.certified_rejection.profile import Profile
 from demur.studies.certified_rejection.recipes import (
     Blur,
     Consistency,
-    Prove,
     SmallCnn,
     Threshold,
 )
@@ -148,5 +148,5 @@ def _measured(
         nodes.append(on(given.attacked, threat, ensemble, attacker="strongest", split="attacked"))
         if not unproven:
             methods = ("ibp",) if machines else CHEAP
-            nodes.append(Certify(model, proven_on, threat, Prove(methods)))
+            nodes.append(Certify(model, proven_on, threat, Prover(methods, steps=0)))
     return nodes

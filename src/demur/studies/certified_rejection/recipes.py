@@ -2,14 +2,11 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from demur import seeds
 from demur.attacks.base import Attack
-from demur.certificates import Status, certify
 from demur.classifier import Classifier
 from demur.data import synthetic_backgrounds
 from demur.defenses import (
@@ -139,20 +136,3 @@ class Blur:
         assert given.base is not None
         classes = given.base.num_classes
         return GaussianBlur(given.base.module, classes, self.sigma)
-
-
-@dataclass(frozen=True)
-class Prove:
-    """Certify with these methods (a `Certifier`). The radius is the eps that was proven, or 0."""
-
-    methods: tuple[str, ...]
-
-    def certify(
-        self, classifier: Classifier, images: Tensor, labels: Tensor, threat: ThreatModel
-    ) -> tuple[Tensor, Tensor]:
-        """Certify; see `demur.evaluation.scoring.Certifier`."""
-        methods: Any = self.methods
-        found = certify(classifier, images, labels, threat, methods)
-        proven = found.status == Status.CERTIFIED
-        eps = torch.as_tensor(threat.eps, dtype=torch.float64).expand(len(images))
-        return proven, torch.where(proven, eps.cpu(), 0.0)
