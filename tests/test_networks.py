@@ -193,6 +193,8 @@ def library(builder, name):
 
 NETWORKS = {
     "background_class_network": lambda: background_class_network(3, channels=3, size=8, seed=1),
+    "certified_cnn": lambda: networks.certified_cnn(4, size=8, seed=3),
+    "certified_cnn7": lambda: networks.certified_cnn7(4, channels=1, size=8),
     "dnr_cnn": lambda: dnr_cnn(size=8, seed=2),
     "localized_network": lambda: localized_network(4, size=8),
     "wide_resnet": lambda: wide_resnet(5, channels=1, size=8, widen=1, units=1),
