@@ -198,8 +198,6 @@ NETWORKS = {
     "dnr_cnn": lambda: dnr_cnn(size=8, seed=2),
     "localized_network": lambda: localized_network(4, size=8),
     "wide_resnet": lambda: wide_resnet(5, channels=1, size=8, widen=1, units=1),
-    "certified_cnn": lambda: networks.certified_cnn(4, channels=2, size=8, seed=1),
-    "certified_cnn7": lambda: networks.certified_cnn7(4, channels=1, size=4),
     "resnet9": lambda: resnet9(5, channels=1, size=8, width=2),
     "enlarged_imagenet_network": lambda: enlarged_imagenet_network("resnet18", 4, size=32),
     "untrained_imagenet_network": lambda: networks.untrained_imagenet_network(
