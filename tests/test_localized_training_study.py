@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torchvision import models as architectures
 
 import plans
-from command import check_refusal
+from command import check_refusal, without_pictures
 from demur import masks
 from demur.commands.run import STUDIES, run
 from demur.defenses import AdversarialTraining
@@ -138,7 +138,7 @@ def test_a_run_leaves_the_papers_tables_with_its_figures_beside(folder):
     )
     page = render(folder).read_text()
     assert "demur run localized-training" in page
-    assert "NaN" not in page
+    assert "NaN" not in without_pictures(page)
     assert "triceratops" in page
 
 
