@@ -24,7 +24,7 @@ from demur.studies.neural_rejection.recipes import NetworkTraining, network_figu
 from demur.studies.neural_rejection.tables import ATTACKERS, STRONGEST, _network
 from demur.studies.reported import measured, read_reported
 
-from command import check_refusal  # isort: skip, without_pictures
+from command import check_refusal, without_pictures  # isort: skip
 from plans import images, trained  # isort: skip
 from plans import run as execute  # isort: skip
 
