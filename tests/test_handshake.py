@@ -348,8 +348,11 @@ def test_pixels_from_0_to_255_and_grey_images_have_flags_too():
     refused(r"--mean 0.1307 --std 0.3081 \(MNIST\)", classifier(module, 4), images, labels)
 
 
-def test_a_weak_model_is_not_told_to_normalise(digits):
+@pytest.mark.parametrize("seed", range(8))
+def test_a_weak_model_is_not_told_to_normalise(digits, seed):
+    """Its accuracy moves between classes: 13 % in place of 3 % is no evidence."""
     _, images, labels = digits
+    torch.manual_seed(seed)
     network = network_of(nn.Flatten(), nn.Linear(784, 10)).eval()
     assert "--mean" not in noted(handshake(classifier(network), images, labels))["clean accuracy"]
 

@@ -142,6 +142,8 @@ def _reason(sample: Sample, runner: Runner, classes: Tensor, batch_size: int, mi
     if found is None:
         return ""
     usual, before, after = found
+    if is_low(round(after * len(hits)), len(hits), num_classes):
+        return ""  # a network that knows nothing guesses another class: no flags make it better
     return (
         f"with {usual} ({usual.name}) accuracy is {percent(after)} instead of {percent(before)}: "
         "give these flags."
