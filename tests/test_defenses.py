@@ -52,6 +52,7 @@ LEARNING = [
 
 def test_all_defences_are_known_by_name():
     others = {"GaussianBlur", "MedianBlur", "EitherRejects", "ConfidenceThreshold"}
+    others |= {"CertifiedConsistency"}
     assert set(Defense.kinds) == {*LEARNING, *others}
 
 

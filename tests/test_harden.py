@@ -125,6 +125,24 @@ def test_the_images_that_a_model_was_made_with_are_left_out_of_audits(source, tm
     assert any(f"Left out: {left_out:,} images" in note for note in report["notes"])
 
 
+def test_files_that_a_model_was_made_with_are_left_out_of_audits(network, tmp_path):
+    """R17: the hashes are those of the files, as an audit of the same folder has them."""
+    digits = data.load("digits", "test")
+    for place, (image, label) in enumerate(zip(digits.images, digits.labels.tolist(), strict=True)):
+        folder = tmp_path / "photos" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(folder / f"{place}.png")
+    classifier = demur.wrap(
+        trained_copy(network), preprocess=Preprocess((28, 28), channels=1), num_classes=10
+    )
+    made = demur.harden(classifier, tmp_path / "photos", ["confidence-threshold"]).classifier
+    known = set(made.provenance.images)
+    files = read_images(tmp_path / "photos", preprocess=classifier.preprocess)
+    rest, left_out = without(files, known)
+    assert left_out == len(known) > 200
+    assert 40 < len(rest) < 120
+
+
 # Thresholds
 
 

@@ -36,6 +36,8 @@ class Material:
     background : Tensor of shape (n, C, H, W), uint8, optional
     fingerprint : str
         Of all images.
+    seen : tuple of str
+        The hashes of the first two parts, as the data has them: those of files where it is files.
     notes : tuple of str
     """
 
@@ -45,6 +47,7 @@ class Material:
     report: ImageSet
     background: Tensor | None
     fingerprint: str
+    seen: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
@@ -89,6 +92,9 @@ def read_material(
         report=in_memory(report),
         background=others,
         fingerprint=source.fingerprint,
+        # Before they are read: in memory, an image has the hash of its pixels, and an audit of the
+        # same files would not know it.
+        seen=tuple(sorted({*learn.hashes, *held_out.hashes})),
         notes=(*base.notes, *source.notes),
     )
 

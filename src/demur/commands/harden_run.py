@@ -62,7 +62,6 @@ class HardenRun:
 
     def provenance(self) -> Provenance:
         """Give what the model is made from."""
-        parts = (self.material.learn, self.material.held_out)
         return Provenance(
             base=self.material.base.source,
             base_fingerprint=self.material.base.fingerprint,
@@ -70,7 +69,7 @@ class HardenRun:
             data_fingerprint=self.material.fingerprint,
             code=self.code(),
             request=self.request(),
-            images=tuple(sorted({one for part in parts for one in part.hashes})),
+            images=self.material.seen,
         )
 
     def code(self) -> str:
