@@ -28,7 +28,7 @@ SIDE: Final = 12
 """Pixels a side: small images make short attacks."""
 INPUT: Final = Preprocess(size=(SIDE, SIDE), channels=1)
 THREAT: Final = "linf:0.1"
-IMAGES: Final = 20
+IMAGES: Final = 30
 """Images of each audit."""
 DEFENCES: Final = ("deep-neural-rejection",)
 RATE: Final = 0.05
@@ -36,7 +36,7 @@ RATE: Final = 0.05
 LEARNED: Final = 0.6
 """Of the training images: the share that the network is trained on. The others harden it."""
 CLEAN_MOST: Final = 0.25
-ATTACKED_MOST: Final = 0.5
+ATTACKED_MOST: Final = 0.55
 """The largest shares of wrong and accepted images that the gate lets pass."""
 RULES: Final = f"""[gate]
 min_images = {IMAGES}
