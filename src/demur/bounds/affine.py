@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from demur.bounds.held import Held, Interval
+from demur.bounds.unsupported import UnsupportedLayerError
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Operation:
 
     def interval(self, tensors: Sequence[Tensor], given: Sequence[Interval]) -> Interval:
         """Bound the output, from bounds of the inputs (N, ...)."""
-        raise NotImplementedError
+        raise UnsupportedLayerError(type(self).__name__, "its interval")
 
     def transpose(
         self, tensors: Sequence[Tensor], rows: Tensor, shapes: Sequence[tuple[int, ...]]
     ) -> list[Tensor]:
-        """Give the coefficients of the inputs from those of the output."""
-        raise NotImplementedError
+        """Give the coefficients of the inputs from those of the output: of affine operations."""
+        raise UnsupportedLayerError(type(self).__name__, "its linear function")
 
     def offset(self, tensors: Sequence[Tensor], rows: Tensor, node: int) -> Tensor | float:
         """Give the constant that the coefficients of the output leave, of the shape of the rows."""
