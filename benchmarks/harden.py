@@ -145,8 +145,8 @@ def planned(name: str, given: argparse.Namespace) -> Table:
     base = Train(network.recipe, taught, given.seed, base=start, name=BASE)
     found = Table(name, network, {BASE: base})
     for defence in given.defences:
-        if network.pretrained and defence in ATTACKED:
-            continue  # it changes the whole network
+        if network.pretrained and defence in (*ATTACKED, "certified-consistency"):
+            continue  # it changes the whole network; the enlargement has no bounds
         found.models[defence] = hardened(defence, base, network, learn, held_out, given)
     attack = PROFILES[given.profile]
     images = report.sample(min(given.images, len(report)), given.seed)
@@ -167,7 +167,9 @@ def planned(name: str, given: argparse.Namespace) -> Table:
 def photographs(given: argparse.Namespace) -> Table:
     """Plan exports and timings on photographs: no attack, and no threshold for other images."""
     folder = Path(given.data_root, "imagenet", "photos")
-    photos = [fitted(one, 256, 224) for one in read_photos(folder)]
+    photos = [
+        fitted(one, 256, 224) for one in read_photos(folder) if min(one.size) >= 224
+    ]  # `fitted` refuses smaller ones
     labels = torch.tensor([-1 if one.label is None else one.label for one in photos])
     images = ImageSet(torch.stack([one.pixels for one in photos]), labels, networks.CLASSES)
     base = imagenet("resnet18", given.data_root, BASE)
