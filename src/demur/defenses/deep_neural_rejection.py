@@ -185,8 +185,8 @@ class DeepNeuralRejection(Defense):
         options: dict[str, Any] = {"folds": self.folds, "seed": self.seed}
         best = []
         with job("search of C and gamma", len(self.layers)) as progress:
-            for layer in self.layers:
-                features = self._rejecting.features_of(layer, images, device)
+            outputs = self._rejecting.features(self.layers, images, device)
+            for layer, features in zip(self.layers, outputs, strict=True):
                 found = search_rbf_svm(
                     features, labels, self.num_classes, Cs=Cs, gammas=gammas, **options
                 )
@@ -234,9 +234,9 @@ class DeepNeuralRejection(Defense):
         machines = []
         outside = []
         with job("machines", len(self.layers) + self.combined) as progress:
-            for layer, C, gamma in zip(self.layers, self.C, self.gamma, strict=True):
-                # One layer at a time: its features take most of the memory.
-                features = rejecting.features_of(layer, images, device)
+            outputs = rejecting.features(self.layers, images, device)
+            settings = zip(self.layers, self.C, self.gamma, strict=True)
+            for features, (layer, C, gamma) in zip(outputs, settings, strict=True):
                 machine, values = fit_rbf_svm(
                     features, labels, self.num_classes, C=C, gamma=gamma, **options
                 )
