@@ -15,7 +15,7 @@ from demur.commands.harden_data import Material, read_material
 from demur.commands.harden_run import HardenRun
 from demur.commands.harden_settings import chosen_steps
 from demur.commands.harden_steps import Step
-from demur.commands.harden_threshold import ThresholdRule
+from demur.commands.harden_threshold import ThresholdRule, check_enough
 from demur.data import ImageSource
 from demur.defenses.saving import state_of
 from demur.errors import DemurError
@@ -137,7 +137,8 @@ def harden(
     Raises
     ------
     DemurError
-        If the input does not fit, or `out` holds something else.
+        If the input does not fit, there are too few held-out images for the threshold, or `out`
+        holds something else.
 
     Examples
     --------
@@ -198,7 +199,10 @@ def _check(material: Material, steps: tuple[Step, ...], rule: ThresholdRule) -> 
     base.scores(material.learn.to_float(torch.arange(1)))  # does it take the images?
     for step in steps:
         step.check(material.learn, base)
-    if rule.max_wrong is not None and not (base.rejects or any(one.rejects for one in steps)):
+    rejects = base.rejects or any(one.rejects for one in steps)
+    if rejects:
+        check_enough(len(material.held_out), rule)
+    elif rule.max_wrong is not None:
         raise DemurError(
             "max_wrong sets a threshold, and this model never rejects: add a defence that does, "
             "for example --with confidence-threshold."
