@@ -144,6 +144,31 @@ def test_files_that_a_model_was_made_with_are_left_out_of_audits(network, tmp_pa
     assert 40 < len(rest) < 120
 
 
+OWN = "from demur.networks import localized_network\ndef make():\n    return localized_network(10)"
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_the_command_that_audits_the_result_can_load_it(source, described, tmp_path):
+    """A network of demur is described in the bundle, and then its code is refused."""
+    if described:
+        (tmp_path / "own.py").write_text(OWN)
+        source = f"py:{tmp_path / 'own.py'}:make"
+    options = {"num_classes": 10, "preprocess": Preprocess((28, 28), channels=1)}
+    found = demur.harden(
+        source,
+        "digits",
+        ["confidence-threshold"],
+        num_samples=600,
+        out=tmp_path / "b",
+        device="cpu",
+        model_options=options,
+    )
+    words = found.audit_command.split()
+    assert ("--arch" in words) != described
+    arch = {} if described else {"arch": words[words.index("--arch") + 1]}
+    assert load_model(tmp_path / "b", **arch).rejects
+
+
 # Thresholds
 
 

@@ -21,6 +21,7 @@ from demur.defenses.saving import state_of
 from demur.errors import DemurError
 from demur.evaluation.store import Store
 from demur.hardware import pick_device
+from demur.loading import read_model
 from demur.metrics import Rates, clopper_pearson
 from demur.seeds import check_seed
 
@@ -213,6 +214,15 @@ def _named(value: object) -> bool:
     return isinstance(value, str | Path)
 
 
+def _loads_alone(bundle: Path) -> bool:
+    """Whether a bundle describes its network: demur refuses another one for it."""
+    try:
+        read_model(bundle)
+    except DemurError:
+        return False
+    return True
+
+
 def _audit_command(
     out: Path,
     model: str,
@@ -223,7 +233,7 @@ def _audit_command(
     """Give the command that audits the result."""
     words = ["demur", "audit", str(out), "--data", data]
     options = dict(model_options or {})
-    if model.startswith("py:"):
+    if model.startswith("py:") and not _loads_alone(out):
         words += ["--arch", model]
         for name, value in (options.get("model_kwargs") or {}).items():
             words += ["--model-kwargs", f"{name}={value}"]
