@@ -94,7 +94,7 @@ def check_range(labels: Tensor, wanted: int, class_names: Sequence[str] | None) 
     if least >= 0 and most < wanted:
         return
     names = class_names or ()
-    beyond = [one for one in labels.unique().tolist() if wanted <= one < len(names)]
+    beyond = [one for one in sorted(set(labels.tolist())) if wanted <= one < len(names)]
     said = ", ".join(f"label {one} is the class {quoted(names[one])}" for one in beyond[:NAMED])
     more = f", and {len(beyond) - NAMED} more" if len(beyond) > NAMED else ""
     which = (
