@@ -1,6 +1,7 @@
 """The audit: a number that can be defended, for the user's own model."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -440,6 +441,49 @@ def file(tmp_path):
 
 def run(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_another_number_of_images_is_named(file, tmp_path):
+    words = ["audit", f"py:{file}:make", "--data", "digits", "--out", tmp_path / "out"]
+    few = ["--max-minutes", 0.001, "--device", "cpu"]
+    assert run(*words, *few, "--num-samples", 5).exit_code == 0
+    said = str(run(*words, *few, "--num-samples", 6).exception)
+    assert "(different: images, 5 there and 6 here)" in said
+    said = str(run(*words, *few, "--num-samples", 5, "--seed", 1).exception)
+    assert "(different: data, seed, 0 there and 1 here)" in said
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of ten digits, with a class for each."""
+    images = data.load("digits", "test")
+    for number, name in enumerate(images.class_names):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for place in (images.labels == number).nonzero().flatten()[:3].tolist():
+            picture = Image.fromarray(images.images[place, 0].numpy())
+            picture.save(tmp_path / "photos" / name / f"{place}.png")
+    return tmp_path / "photos"
+
+
+def test_all_files_that_cannot_be_read_are_named(file, photos, tmp_path):
+    whole = next((photos / "5").iterdir())
+    whole.write_bytes(whole.read_bytes()[:-40])  # its header can be read
+    for number in range(11):
+        (photos / "3" / f"x{number:02}.png").write_text("no image")
+    words = [f"py:{file}:make", "--data", photos, "--out", tmp_path / "o"]
+    for command in (["audit"], ["harden", "--with", "confidence-threshold"]):
+        said = str(run(command[0], *words, *command[1:]).exception)
+        assert said.startswith("12 of 41 image files cannot be read")
+        assert "x00.png" in said and "x09.png" in said and said.endswith("And 2 more.")
+        assert not (tmp_path / "o").exists()
+
+
+def test_a_class_that_the_model_does_not_have_is_named(file, photos, tmp_path):
+    shutil.copytree(photos / "9", photos / "10")
+    words = [f"py:{file}:make", "--data", photos, "--img-size", 28, "--out", tmp_path / "o"]
+    for command in (["audit"], ["harden", "--with", "confidence-threshold"]):
+        said = str(run(command[0], *words, *command[1:]).exception)
+        assert "labels reach from 0 to 10" in said and "label 10 is the class '10'" in said
 
 
 def test_the_command_writes_a_report_and_prints_the_table(file, tmp_path):

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from demur.evaluation.audit_counts import few_images
 from demur.evaluation.audit_results import AuditResults, CheckRow, ThreatRow, write
 from demur.evaluation.results import Picture, write_gallery
+from demur.metrics import clopper_pearson
+from demur.report import gallery as galleries
 from demur.report.audit import page, render_audit, sentences, summary
 from test_report_browser import BROWSER, browse
 
@@ -90,6 +93,64 @@ def test_the_first_sentence_is_the_worst_threat_with_its_interval():
     assert first.startswith("Within linf:8/255")
     assert "90.0 % (90.0 to 90.0) of 40 images" in first
     assert "doubt" in sentences(RESULTS)[-1]
+
+
+def test_where_every_image_is_wrong_no_stronger_attack_is_spoken_of():
+    lost = [row("clean", "none", 0.1), row("linf:0.3", wrong=1.0)]
+    assert "no attack can find more" in sentences(replace(RESULTS, threats=lost))[-1]
+    some = [*lost, row("linf:0.1", wrong=0.9)]
+    assert "a stronger attack may find more" in sentences(replace(RESULTS, threats=some))[-1]
+    unsound = sentences(replace(RESULTS, threats=lost, verdict="unsound"))[-1]
+    assert unsound.startswith("A self-test shows that an attack failed")
+
+
+def test_the_comparison_with_a_baseline_is_one_line_of_the_terminal_and_the_summary():
+    (line,) = [one for one in sentences(RESULTS) if one.startswith("Beside the baseline older")]
+    assert "on the 40 images that both audits have" in line
+    assert "without an attack, wrong 10.0 % before and 10.0 % now" in line
+    assert line in summary(RESULTS)
+    assert not any("baseline" in one for one in sentences(replace(RESULTS, baseline=None)))
+
+
+def shares(n, wrong):
+    """A row with the intervals of its counts."""
+    found = {}
+    for name, count in (("correct", n - wrong), ("rejected", 0), ("wrong", wrong)):
+        low, high = clopper_pearson(count, n)
+        found |= {name: count / n, f"{name}_low": low, f"{name}_high": high}
+    return ThreatRow("linf:0.1", "evade", n, **found)
+
+
+@pytest.mark.parametrize(("n", "wrong", "few"), [(5, 5, True), (40, 20, True), (67, 33, False)])
+def test_few_images_are_said_by_the_width_of_the_interval(n, wrong, few):
+    said = few_images([shares(300, 0), shares(n, wrong)])
+    assert bool(said) == few
+    if few:
+        assert said[0].startswith(f"{n} images are few: the 95 % intervals are up to ")
+        assert "at linf:0.1" in said[0] and "From 67 images on" in said[0]
+
+
+def test_the_limit_of_a_self_test_has_its_direction(folder):
+    checks = [
+        CheckRow("noise", 0.0, 0.25, "passed", ""),
+        CheckRow("binarization", 1.0, 0.95, "passed", "", "at least"),
+    ]
+    text = page(replace(RESULTS, checks=checks), None)
+    assert "at most 0.25" in text and "at least 0.95" in text
+
+
+def test_the_gallery_is_grouped_by_outcome_the_worst_first(tmp_path):
+    outcomes = ["correct", "wrong", "rejected", "wrong"]
+    shown = [
+        Picture("3", f"m{place}", "PGD", "", "3", 0.9, "5", 0.6, outcome, 1.0, 0.03)
+        for place, outcome in enumerate(outcomes)
+    ]
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    images[1] = 200
+    write_gallery(tmp_path, shown, images, images + 1)
+    cards = galleries.read(tmp_path).cards
+    assert [card.item.model for card in cards] == ["m1", "m3", "m2", "m0"]
+    assert cards[0].original != cards[1].original == cards[2].original  # pictures move along
 
 
 def test_a_threat_without_a_size_is_reported_by_its_median_smallest_change():

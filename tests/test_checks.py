@@ -76,7 +76,7 @@ def test_sound_attacks_are_not_flagged():
         (
             "noise beats attacks",
             rows("defence-aware", "RandomNoise(100)", ["wrong"] * 3, backwards=0),
-            "within linf 0.1 breaks 1 images that no attack breaks",
+            "within linf 0.1 breaks 1 image that no attack breaks",
         ),
         (
             "single step beats iterative",
@@ -91,7 +91,7 @@ def test_sound_attacks_are_not_flagged():
         (
             "another attack beats the ensemble",
             rows("strongest", "Strongest()", ["correct", "correct", "wrong"]),
-            "m: within linf 0.1, other attacks break 1 images that the ensemble does not break",
+            "m: within linf 0.1, other attacks break 1 image that the ensemble does not break",
         ),
         (
             "near chance",

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from demur.commands import demo_setup
 from demur.commands.demo import _exported, main_job
 from demur.commands.demo_setup import IMAGES, THREAT, Places, commands, prepare
 from demur.evaluation.audit_results import read as read_audit
+from demur.evaluation.audit_results import write as write_audit
 from demur.evaluation.results import JobStep, Measurement, Table, read, write
 from demur.evaluation.shares import FRONT
 from demur.loading.export import Parity
 from demur.report.compare import MainJob, compare
+from test_audit_page import RESULTS
 from test_report import results, write_run
 
 EVIL = "<script>alert(1)</script>"
@@ -120,6 +123,28 @@ def test_the_main_job_stands_on_top_with_commands_and_links(run):
     compare([run], run.parent, main_part())  # made anew
     compare([run], run.parent)
     assert not read(run.parent).steps
+
+
+def test_sentences_of_one_run_have_no_title_before_them_and_those_of_several_have(run):
+    (run / "results.json").write_text(
+        json.dumps({**json.loads((run / "results.json").read_text()), "summary": ["It holds."]})
+    )
+    compare([run], run.parent)
+    assert read(run.parent).summary == ["It holds."]
+    other = run.parent / "other"
+    shutil.copytree(run, other)
+    compare([run, other], run.parent)
+    title = read(run).title
+    assert read(run.parent).summary == [f"{title}: It holds."] * 2
+
+
+def test_an_audit_is_refused_with_what_compares_audits(tmp_path):
+    write_audit(RESULTS, tmp_path)
+    with pytest.raises(DemurError, match=r"is an audit; demur compare takes .* with --baseline"):
+        compare([tmp_path], tmp_path / "out")
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(DemurError, match="demur run STUDY --out"):
+        compare([tmp_path], tmp_path / "out")
 
 
 def test_text_of_a_step_is_escaped_and_a_link_stays_in_the_folder(run):

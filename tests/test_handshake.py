@@ -27,6 +27,7 @@ from demur.evaluation.handshake.accuracy import expected_accuracy, is_low
 from demur.evaluation.handshake.errors import is_out_of_memory
 from demur.evaluation.handshake.labels import permuted_classes, shifted_labels
 from demur.evaluation.handshake.logarithms import are_probabilities, with_logarithms
+from demur.evaluation.handshake.normalisation import better_normalisation
 from demur.loading import wrap
 from demur.training import fit
 from models import convolutional, images_of
@@ -346,6 +347,78 @@ def test_pixels_from_0_to_255_and_grey_images_have_flags_too():
     refused(r"--mean 0,0,0 --std 0.00392157", classifier(module), images, labels)
     module, images, labels = colours_of((0.1307,), (0.3081,), channels=1, count=4)
     refused(r"--mean 0.1307 --std 0.3081 \(MNIST\)", classifier(module, 4), images, labels)
+
+
+class Brittle(nn.Module):
+    """Reads the class from row 0. It wants pixels normalised by mean .5 and std .5: in other pixels
+    it is wrong on the images whose pixel (1, 0) is bright, and in these on those with pixel (1, 1).
+    """
+
+    def forward(self, images):
+        wanted = images.amin((1, 2, 3)) < -0.9
+        pixels = torch.where(wanted[:, None, None, None], images * 0.5 + 0.5, images)[:, 0]
+        spoilt = torch.where(wanted, pixels[:, 1, 1], pixels[:, 1, 0]) > 0.5
+        return torch.where(spoilt[:, None], pixels[:, 0].roll(1, 1), pixels[:, 0])
+
+
+def brittle(count, gained, lost):
+    """Images of four classes: the right normalisation gains some, and loses others."""
+    labels = torch.arange(count) % 4
+    images = torch.zeros(count, 1, 2, 4)
+    images[torch.arange(count), 0, 0, labels] = 1
+    images[:gained, 0, 1, 0] = 1
+    images[gained : gained + lost, 0, 1, 1] = 1
+    return images, labels
+
+
+@pytest.mark.parametrize(
+    ("count", "gained", "lost", "warns"),
+    [(200, 30, 0, True), (200, 40, 6, True), (200, 8, 0, False), (200, 40, 26, False)],
+)
+def test_a_high_accuracy_that_another_normalisation_raises_is_a_warning(count, gained, lost, warns):
+    """A network without its normalisation may still be right on 85 %. Differences that may be
+    chance are not named: McNemar's test, with a correction for the normalisations tried.
+    """
+    images, labels = brittle(count, gained, lost)
+    found = handshake(classifier(Brittle(), 4), images, labels)
+    assert found.accuracy == pytest.approx(1 - gained / count)
+    said = noted(found).get("clean accuracy", "")
+    assert ("--mean 0.5 --std 0.5" in said) == warns
+    assert not warns or f"{gained} become correct, {lost} become wrong" in said
+    right = wrap(
+        Brittle(), num_classes=4, preprocess=Preprocess(mean=(0.5,), std=(0.5,), channels=1)
+    )
+    assert "--mean" not in noted(handshake(right, images, labels)).get("clean accuracy", "")
+
+
+def test_networks_that_take_only_pixels_of_their_range_are_not_refused():
+    """The other normalisations are tries: an error of the network on them says nothing."""
+    images, labels = brittle(60, 12, 0)
+
+    def checked(images):
+        assert images.amin() >= 0 and images.amax() <= 1, "pixels out of range"
+        return images
+
+    made = classifier(Through(Brittle(), before=checked), 4)
+    assert handshake(made, images, labels).accuracy == pytest.approx(0.8)
+
+
+def test_equal_normalisations_are_seldom_named():
+    """The rate of false alarms is at most 1 %: a model whose errors are chance, in all pixels."""
+    labels = torch.arange(120) % 4
+    images = nn.functional.one_hot(labels, 4).float().view(120, 1, 1, 4)
+    alarms = 0
+    for seed in range(300):
+        draws = torch.Generator().manual_seed(seed)
+
+        def answer(given, draws=draws):
+            right = given[:, 0, 0].argmax(1)
+            wrong = torch.rand(len(given), generator=draws) < 0.2
+            return torch.where(wrong, (right + 1) % 4, right)
+
+        correct = answer(images) == labels
+        alarms += better_normalisation(answer, images, labels, correct, None) is not None
+    assert alarms <= 9  # 10 or more of 300 have a probability of 0.1 % at a rate of 1 %
 
 
 @pytest.mark.parametrize("seed", [151, 164, 286])

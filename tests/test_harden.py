@@ -18,6 +18,7 @@ from demur import Classifier, DemurError, data, load_model
 from demur.classifier import Preprocess
 from demur.commands import harden_tuning
 from demur.commands.harden_layers import default_layers
+from demur.commands.harden_run import HardenRun
 from demur.commands.harden_settings import STEPS, chosen_steps
 from demur.commands.harden_threshold import ThresholdRule, set_threshold
 from demur.data import read_images, without
@@ -141,6 +142,31 @@ def test_files_that_a_model_was_made_with_are_left_out_of_audits(network, tmp_pa
     rest, left_out = without(files, known)
     assert left_out == len(known) > 200
     assert 40 < len(rest) < 120
+
+
+OWN = "from demur.networks import localized_network\ndef make():\n    return localized_network(10)"
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_the_command_that_audits_the_result_can_load_it(source, described, tmp_path):
+    """A network of demur is described in the bundle, and then its code is refused."""
+    if described:
+        (tmp_path / "own.py").write_text(OWN)
+        source = f"py:{tmp_path / 'own.py'}:make"
+    options = {"num_classes": 10, "preprocess": Preprocess((28, 28), channels=1)}
+    found = demur.harden(
+        source,
+        "digits",
+        ["confidence-threshold"],
+        num_samples=600,
+        out=tmp_path / "b",
+        device="cpu",
+        model_options=options,
+    )
+    words = found.audit_command.split()
+    assert ("--arch" in words) != described
+    arch = {} if described else {"arch": words[words.index("--arch") + 1]}
+    assert load_model(tmp_path / "b", **arch).rejects
 
 
 # Thresholds
@@ -405,11 +431,24 @@ def threshold_set(n, wrong, rule):
     return set_threshold(ConfidenceThreshold(Fixed(), 3, threshold=0.5), *scored(n, wrong), rule)
 
 
-def test_too_few_held_out_images_for_the_rate_are_said():
-    said = threshold_set(49, 3, ThresholdRule(0.02))
-    assert "Warning: these are too few" in said and "from 50 held-out images on" in said
-    assert "Warning" not in threshold_set(50, 3, ThresholdRule(0.02))
-    assert "Warning" not in threshold_set(49, 3, ThresholdRule(0.0))
+def test_too_few_held_out_images_for_the_rate_are_refused():
+    """They would set a threshold below all their scores, and the model would hardly reject."""
+    with pytest.raises(DemurError, match=r"49 held-out images are too few .* from 50 held-out"):
+        threshold_set(49, 3, ThresholdRule(0.02))
+    assert "2 % of them are rejected" in threshold_set(50, 3, ThresholdRule(0.02))
+    assert "0 % of them are rejected" in threshold_set(49, 3, ThresholdRule(0.0))
+
+
+def test_too_few_images_are_said_before_anything_is_trained(network, monkeypatch, tmp_path):
+    monkeypatch.setattr(HardenRun, "made", lambda *given: pytest.fail("it was made"))
+    monkeypatch.setattr(HardenRun, "written", lambda *given: pytest.fail("it was made"))
+    for options, said in (
+        ({}, "too few to set a threshold"),
+        ({"max_wrong": 0.01}, "no threshold"),
+    ):
+        for out in (None, tmp_path / "b"):
+            with pytest.raises(DemurError, match=said):
+                hardened(network, ["confidence-threshold"], num_samples=90, out=out, **options)
 
 
 def test_one_wrong_image_is_counted_in_the_singular():

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,19 @@ def test_files_are_short_and_never_load_what_can_run_code(path):
     calls = re.findall(r"torch\.load\(.*", text)
     unsafe = [call for call in calls if "weights_only=True" not in call]
     assert len(unsafe) == (path.relative_to(SOURCE).as_posix() == TRUSTED)
+
+
+def test_the_files_of_bounds_import_each_other_without_a_circle():
+    """Imports inside functions and those of type checkers count, too."""
+    place = SOURCE / "bounds"
+    imported = {}
+    for path in sorted(place.glob("*.py")):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        imported[path.stem] = {
+            str(module).removeprefix("demur.bounds.")
+            for module in modules
+            if str(module).startswith("demur.bounds.")
+        }
+    order = list(TopologicalSorter(imported).static_order())  # raises CycleError
+    assert order.index("tracing") < order.index("layers") < order.index("recording")

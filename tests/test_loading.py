@@ -720,9 +720,13 @@ def test_overrides_must_be_complete_and_in_range():
         ({"mean": (float("nan"),)}, "must be finite"),
         ({"interpolation": "cubic"}, "interpolation is one of"),
         ({"std": (-1.0,)}, "std must be positive"),
+        ({"mean": (-0.5,)}, r"mean must be in \[0, 1\].* not -0.5.$"),
+        ({"mean": (127.0,), "std": (128.0,)}, r"mean must be in \[0, 1\].* 127/255 is 0.498"),
+        ({"mean": (0.5,) * 3, "std": (58.4, 57.1, 57.4)}, r"std must be .* 58.4/255 is 0.229"),
     ):
         with pytest.raises(DemurError, match=said):
             PreprocessOverrides(**wrong).applied(base)
+    PreprocessOverrides(mean=(0.0,), std=(1 / 255,)).applied(base)  # pixels from 0 to 255
     for wrong in ({"mean": (0.5,)}, {"crop_pct": 0.9}):
         with pytest.raises(DemurError, match=r"give (mean and std|img_size)"):
             PreprocessOverrides(**wrong).applied(None)

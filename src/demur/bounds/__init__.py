@@ -2,9 +2,10 @@
 
 from demur.bounds.held import Interval
 from demur.bounds.propagation import Bounded, Propagation
+from demur.bounds.recording import trace
 from demur.bounds.region import Region
 from demur.bounds.rules import ConfidenceRule, ConsistencyRule, RejectRule, StricterRule
-from demur.bounds.tracing import Graph, trace
+from demur.bounds.tracing import Graph
 from demur.bounds.unsupported import UnsupportedLayerError
 
 __all__ = [

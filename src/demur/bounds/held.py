@@ -56,8 +56,3 @@ class Held:
 
     name: str | None
     value: Tensor | None = None
-
-
-def is_traced(value: object) -> bool:
-    """Say whether a value stands for one that depends on the images, see `tracing`."""
-    return getattr(value, "is_traced_by_demur", False) is True

@@ -1,48 +1,46 @@
 """How calls of torch that compute layers with weights, or windows, become nodes of the graph."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from demur.bounds.affine import Convolution, Linear, Normalisation
 from demur.bounds.curved import MaxPool, Rectifier
-from demur.bounds.held import Held, is_traced
-
-if TYPE_CHECKING:
-    from demur.bounds.tracing import Tracer
+from demur.bounds.held import Held
+from demur.bounds.tracing import Traced, Tracer
 
 Given = dict[str, Any]
 
 
-def linear(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def linear(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """Record a product with a weight."""
     values = [*args, *[kwargs[key] for key in ("weight", "bias") if key in kwargs]]
     given, weight = values[:2]
     bias = values[2] if len(values) > 2 else None
-    if is_traced(weight) or is_traced(bias):
+    if isinstance(weight, Traced) or isinstance(bias, Traced):
         raise tracer.unsupported("a product of two values of the images")
     value = nn.functional.linear(given.value, weight, bias)
     operation = Linear(tracer.held(weight), None if bias is None else tracer.held(bias))
     return tracer.add(operation, (given.node,), value)
 
 
-def product(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def product(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """Record a matrix product with a constant on the right."""
     given, matrix = args
-    if not is_traced(given) or is_traced(matrix) or matrix.ndim != 2:
+    if not isinstance(given, Traced) or isinstance(matrix, Traced) or matrix.ndim != 2:
         raise tracer.unsupported(f"the operation {name} of these values")
     operation = Linear(Held(None, matrix.T), None)
     return tracer.add(operation, (given.node,), given.value @ matrix)
 
 
-def convolution(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def convolution(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """Record a two-dimensional convolution."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     given = dict(zip(names, args, strict=False)) | kwargs
     weight = given["weight"]
     bias = given.get("bias")
-    if is_traced(weight) or is_traced(bias):
+    if isinstance(weight, Traced) or isinstance(bias, Traced):
         raise tracer.unsupported("a convolution of two values of the images")
     padding = given.get("padding", 0)
     dilation = _pair(given.get("dilation", 1))
@@ -66,7 +64,7 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def batch_norm(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def batch_norm(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """Record a batch norm: of the running statistics, or in training of those of these images."""
     names = ["input", "running_mean", "running_var", "weight", "bias"]
     names += ["training", "momentum", "eps"]
@@ -92,7 +90,7 @@ def batch_norm(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
     return tracer.add(operation, (traced.node,), found)
 
 
-def rectifier(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def rectifier(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """Record a rectifier."""
     slope = 0.0
     if name == "leaky_relu":
@@ -103,7 +101,7 @@ def rectifier(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
     return tracer.add(Rectifier(float(slope)), (args[0].node,), value)
 
 
-def max_pool(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def max_pool(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """Record a max pooling."""
     names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
     given = dict(zip(names, args, strict=False)) | kwargs
@@ -116,7 +114,7 @@ def max_pool(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
     return tracer.add(operation, (given["input"].node,), operation._at(given["input"].value))
 
 
-def dropout(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def dropout(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """Record a dropout that does nothing, as in evaluation mode."""
     given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
     if given.get("training", True) and given.get("p", 0.5) > 0:

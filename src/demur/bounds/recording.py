@@ -1,25 +1,60 @@
-"""Which operations have bounds, and how a call of torch becomes a node of the graph."""
+"""Which operations have bounds, how a call of torch becomes a node, and the graph of a network."""
 
 import operator
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from demur.bounds import layers
-from demur.bounds.affine import Constant, Joined, Positive, Scale, Sum
+from demur.bounds.affine import Constant, Input, Joined, Positive, Scale, Sum
 from demur.bounds.curved import Increasing, Softmax
-from demur.bounds.held import is_traced
-
-if TYPE_CHECKING:
-    from demur.bounds.tracing import Traced, Tracer
+from demur.bounds.tracing import WHOLE, Graph, Traced, Tracer, intercepted
+from demur.bounds.unsupported import UnsupportedLayerError
 
 Given = dict[str, Any]
 
 
-def record(tracer: "Tracer", name: str, func: Any, args: Any, kwargs: Given) -> Any:
+def trace(module: nn.Module, images: Tensor) -> tuple[Graph, Tensor]:
+    """Record the graph of a module, and compute its scores.
+
+    Parameters
+    ----------
+    module : nn.Module
+        In evaluation mode; in training mode, batch norms take the statistics of these images.
+    images : Tensor of shape (N, ...)
+
+    Returns
+    -------
+    graph : Graph
+    scores : Tensor of shape (N, columns)
+        What the module computes, with its gradient.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        For an operation without bounds.
+
+    Examples
+    --------
+    >>> module = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> graph, scores = trace(module, torch.rand(3, 1, 2, 2))
+    >>> [type(node.operation).__name__ for node in graph.nodes], scores.shape
+    (['Input', 'Positive', 'Linear'], torch.Size([3, 2]))
+    """
+    tracer = Tracer(module, record)
+    with intercepted():
+        given = tracer.add(Input(), (), images)
+        answer = module(given)
+    if not isinstance(answer, Traced):
+        raise UnsupportedLayerError(WHOLE, f"an answer of type {type(answer).__name__}")
+    tracer.graph.output = answer.node
+    return tracer.graph, answer.value
+
+
+def record(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """Record one call of torch on traced tensors.
 
     Raises
@@ -40,7 +75,7 @@ def record(tracer: "Tracer", name: str, func: Any, args: Any, kwargs: Given) -> 
             found = handler(tracer, plain, args, kwargs)
     except (TypeError, IndexError, AttributeError, KeyError, AssertionError) as error:
         raise tracer.unsupported(f"the operation {plain} with these arguments") from error
-    if not in_place or not is_traced(args[0]):
+    if not in_place or not isinstance(args[0], Traced):
         return found
     changed = args[0]
     if changed.alias[0] > 1:
@@ -52,11 +87,11 @@ def record(tracer: "Tracer", name: str, func: Any, args: Any, kwargs: Given) -> 
     return changed
 
 
-def _same(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def _same(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """Copies, and conversions between precisions: they change no value."""
     first = args[0]
-    if not is_traced(first):  # a constant that takes the precision of a traced tensor
-        like = next(one for one in (*args[1:], *kwargs.values()) if is_traced(one))
+    if not isinstance(first, Traced):  # a constant that takes the precision of a traced tensor
+        like = next(one for one in (*args[1:], *kwargs.values()) if isinstance(one, Traced))
         return first.to(like.value)
     kinds = [one for one in (*args[1:], *kwargs.values()) if isinstance(one, torch.dtype)]
     if any(not kind.is_floating_point or kind.itemsize < 4 for kind in kinds):
@@ -64,7 +99,7 @@ def _same(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
     return type(first)(tracer, first.node, first.value, first.alias)
 
 
-def _reshaped(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def _reshaped(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """Other shapes of the same numbers, image by image."""
     first = args[0]
     value = getattr(first.value, name)(*args[1:], **kwargs)
@@ -82,7 +117,7 @@ def _shaped(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return values.reshape(values.shape[0], *shape)
 
 
-def _positive(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def _positive(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """Linear functions without negative coefficients that treat each image alone."""
     first = args[0]
     function = _POSITIVE[name]
@@ -101,7 +136,7 @@ def _called(
 
 
 def _check_alone(
-    tracer: "Tracer", name: str, before: Tensor, after: Tensor, args: Any, kwargs: Given
+    tracer: Tracer, name: str, before: Tensor, after: Tensor, args: Any, kwargs: Given
 ) -> None:
     """Refuse a function that mixes images, or moves the batch to another dimension."""
     dims = [*args, *kwargs.values()]
@@ -123,7 +158,7 @@ def _check_alone(
             raise tracer.unsupported("a permute of images")
 
 
-def _indexed(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def _indexed(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """A part of each image: the first index takes all images."""
     first, index = args
     parts = index if isinstance(index, tuple) else (index,)
@@ -138,26 +173,24 @@ def _item(values: Tensor, parts: Any) -> Tensor:
     return values[parts]
 
 
-def _scaled(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def _scaled(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     """Sums, differences, products and quotients; one side may be a constant."""
     if kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") is not None or len(args) != 2:
         raise tracer.unsupported(f"the operation {name} with options")
     one, other = args
     if name.startswith("r") and name != "remainder":
         one, other, name = other, one, name[1:]
-    if is_traced(one) and is_traced(other):
+    if isinstance(one, Traced) and isinstance(other, Traced):
         if name not in ("add", "sub") or one.value.shape != other.value.shape:
             raise tracer.unsupported(f"the operation {name} of two values of the images")
         sign = 1 if name == "add" else -1
         value = one.value + sign * other.value
         return tracer.add(Sum(sign), (one.node, other.node), value)
-    traced, constant = (one, other) if is_traced(one) else (other, one)
+    traced, constant = (one, other) if isinstance(one, Traced) else (other, one)
     return _with_constant(tracer, name, traced, constant, traced is one)
 
 
-def _with_constant(
-    tracer: "Tracer", name: str, traced: "Traced", constant: Any, first: bool
-) -> Any:
+def _with_constant(tracer: Tracer, name: str, traced: Traced, constant: Any, first: bool) -> Any:
     value = traced.value
     held = tracer.constant(constant, value)
     number = held.value
@@ -184,11 +217,11 @@ def _with_constant(
     return tracer.add(Scale(*parts), (traced.node,), found)
 
 
-def _negated(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def _negated(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     return _with_constant(tracer, "mul", args[0], -1.0, True)
 
 
-def _increasing(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def _increasing(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     options = [*args[1:], *kwargs.values()]
     if any(not isinstance(one, int | float | bool | None) for one in options):
         raise tracer.unsupported(f"the operation {name} with tensors")
@@ -196,7 +229,7 @@ def _increasing(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
     return tracer.add(Increasing(call), (args[0].node,), call(args[0].value))
 
 
-def _softmax(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def _softmax(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
     value = args[0].value
     if value.ndim != 2 or dim not in (1, -1):
@@ -204,17 +237,17 @@ def _softmax(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
     return tracer.add(Softmax(), (args[0].node,), value.softmax(1))
 
 
-def _joined(tracer: "Tracer", name: str, args: Any, kwargs: Given) -> Any:
+def _joined(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     parts = list(args[0])
     named: Any = kwargs.get("dim", kwargs.get("axis", 0))
     dim = int(args[1] if len(args) > 1 else named)
-    like = next(one.value for one in parts if is_traced(one))
+    like = next(one.value for one in parts if isinstance(one, Traced))
     if dim % like.ndim == 0:
         raise tracer.unsupported("a batch that grows")
-    values = [one.value if is_traced(one) else one for one in parts]
+    values = [one.value if isinstance(one, Traced) else one for one in parts]
     nodes = []
     for one in parts:
-        if is_traced(one):
+        if isinstance(one, Traced):
             nodes.append(one.node)
             continue
         held = tracer.constant(one, like)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from demur.bounds.affine import Constant, Input, Operation, Positive, Scale
+from demur.bounds.affine import Constant, Operation, Positive, Scale
 from demur.bounds.curved import Own
 from demur.bounds.held import Held
 from demur.bounds.rules import Decision, RejectRule
@@ -76,7 +76,6 @@ class Traced(Tensor):
     node: int
     value: Tensor
     alias: list[int]
-    is_traced_by_demur = True
 
     @staticmethod
     def __new__(cls, tracer: "Tracer", node: int, value: Tensor, alias: list[int]) -> "Traced":
@@ -103,7 +102,7 @@ class Traced(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **given)
         tracer = next(one.tracer for one in traced_in((args, given)))
-        return tracer.operation(name, func, args, given)
+        return tracer.operation(tracer, name, args, given)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -139,9 +138,13 @@ class Tracer:
     ----------
     module : nn.Module
         Its parameters, buffers and parts are known by their names.
+    operation : callable
+        Records one call of torch, or raises UnsupportedLayerError. It takes the tracer, the name of
+        the function, its arguments and its keyword arguments.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, operation: Callable[..., Any]) -> None:
+        self.operation = operation
         self.graph = Graph()
         self.training = module.training
         self.path: list[str] = []
@@ -192,12 +195,6 @@ class Tracer:
         assert held.value is not None
         expanded = held.value.expand(1, *like.shape[1:])
         return self.add(Constant(Held(None, expanded)), (), expanded).node
-
-    def operation(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Record an operation, or raise UnsupportedLayerError."""
-        from demur.bounds.recording import record
-
-        return record(self, name, func, args, kwargs)
 
     def call(self, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         """Call a part of the network. A part may bring its own bounds."""
@@ -257,7 +254,7 @@ class Tracer:
 
 
 @contextmanager
-def _intercepted() -> Iterator[None]:
+def intercepted() -> Iterator[None]:
     """Inside, calls of modules with traced tensors go through their tracer."""
     with _LOCK:
         original: Any = nn.Module.__call__
@@ -274,40 +271,3 @@ def _intercepted() -> Iterator[None]:
             yield
         finally:
             owner.__call__ = original
-
-
-def trace(module: nn.Module, images: Tensor) -> tuple[Graph, Tensor]:
-    """Record the graph of a module, and compute its scores.
-
-    Parameters
-    ----------
-    module : nn.Module
-        In evaluation mode; in training mode, batch norms take the statistics of these images.
-    images : Tensor of shape (N, ...)
-
-    Returns
-    -------
-    graph : Graph
-    scores : Tensor of shape (N, columns)
-        What the module computes, with its gradient.
-
-    Raises
-    ------
-    UnsupportedLayerError
-        For an operation without bounds.
-
-    Examples
-    --------
-    >>> module = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    >>> graph, scores = trace(module, torch.rand(3, 1, 2, 2))
-    >>> [type(node.operation).__name__ for node in graph.nodes], scores.shape
-    (['Input', 'Positive', 'Linear'], torch.Size([3, 2]))
-    """
-    tracer = Tracer(module)
-    with _intercepted():
-        given = tracer.add(Input(), (), images)
-        answer = module(given)
-    if not isinstance(answer, Traced):
-        raise UnsupportedLayerError(WHOLE, f"an answer of type {type(answer).__name__}")
-    tracer.graph.output = answer.node
-    return tracer.graph, answer.value

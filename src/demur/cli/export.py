@@ -53,8 +53,9 @@ def export(
     data_root: DataRoot = None,
     seed: Seed = 0,
 ) -> None:
-    """Write a model as one graph, with its normalisation, machines and reject score, and compare it
-    with the original. The exit code is 1, and nothing is written, if a decision differs.
+    """Write a model as one graph, with its normalisation, kernel machines (SVMs) and reject score,
+    and compare it with the original. The exit code is 1, and nothing is written, if a decision
+    differs. A py: model needs --img-size or --data.
     """
     from demur.commands.export import export as command
     from demur.loading.export import ParityError

@@ -221,7 +221,8 @@ def audit(
     def ready(images: ImageSource) -> None:
         """Refuse a folder of another audit before the handshake."""
         if out:
-            refuse_other(Path(out), {**request, "data": images.fingerprint})
+            known = {"data": images.fingerprint, "images": len(images)}
+            refuse_other(Path(out), {**request, **known})
 
     with modes_kept(model, base_model):
         subject = audit_subject.prepare(
@@ -245,6 +246,7 @@ def audit(
             **request,
             "model": subject.fingerprint,
             "data": subject.images.fingerprint,
+            "images": len(subject.images),
             "base": subject.base_fingerprint,
         }
         if others is not None:

@@ -1,6 +1,7 @@
 """The images of an audit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -9,13 +10,18 @@ import torch
 from torch import Tensor
 
 from demur.classifier import Classifier, check_images
-from demur.data import FoundImages, ImageSet, ImageSource, find_images
+from demur.data import FoundImages, ImageFiles, ImageSet, ImageSource, find_images
+from demur.data.decoding import read_image, read_size
+from demur.data.listing import Listing
+from demur.data.threads import in_threads
 from demur.errors import DemurError
 from demur.networks import imagenet
 
 SAMPLE: Final = 256
 """Images of the handshake; fewer where they are large."""
 PIXELS: Final = 1 << 22
+NAMED: Final = 10
+"""Image files that a message names."""
 
 
 def find(
@@ -35,9 +41,10 @@ def image_shape_of(
     """Give the shape of the data's own images, as no model was loaded yet."""
     if isinstance(data, tuple):
         return tuple(data[0].shape[1:])
-    if isinstance(data, FoundImages):
+    if not isinstance(data, FoundImages):
+        return data.image_shape
+    with all_named(data):
         return replace(data, label_map={}).read().image_shape
-    return data.image_shape
 
 
 def images_for(
@@ -72,6 +79,51 @@ def sample_of(images: ImageSource, seed: int) -> ImageSource:
     channels, height, width = images.image_shape
     most = max(32, min(SAMPLE, PIXELS // (channels * height * width)))
     return images.sample(min(most, len(images)), seed)
+
+
+def check_readable(images: ImageSource) -> None:
+    """Decode each image file once, before anything is computed.
+
+    Raises
+    ------
+    DemurError
+        If some cannot be read. The message names them: all of them, up to `NAMED`.
+    """
+    if isinstance(images, ImageFiles):
+        _check_each(images.paths, read_image)
+
+
+@contextmanager
+def all_named(data: object) -> Iterator[None]:
+    """Inside, an error of one file becomes an error of all files whose headers cannot be read."""
+    try:
+        yield
+    except DemurError:
+        if isinstance(data, FoundImages) and isinstance(data.content, Listing):
+            _check_each(data.content.paths, read_size)
+        raise
+
+
+def _check_each(paths: Sequence[str], read: Callable[[Path], object]) -> None:
+    """Read each file, and raise DemurError for those that cannot be read."""
+
+    def fault(path: str) -> str:
+        try:
+            read(Path(path))
+        except DemurError as error:
+            return str(error)
+        return ""
+
+    faults = list(filter(None, in_threads(fault, paths)))
+    if not faults:
+        return
+    if len(faults) == 1:
+        raise DemurError(faults[0])
+    more = f" And {len(faults) - NAMED:,} more." if len(faults) > NAMED else ""
+    raise DemurError(
+        f"{len(faults):,} of {len(paths):,} image files cannot be read: repair them or take them "
+        f"out. {' '.join(faults[:NAMED])}{more}"
+    )
 
 
 def described(data: object) -> str:

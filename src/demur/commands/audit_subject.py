@@ -125,7 +125,9 @@ def prepare(
     shape = partial(audit_images.image_shape_of, content)
     loaded = load(model, {**shape_of(model, data), **model_options}, shape)
     classifier = loaded.classifier
-    images, left_out = unseen(audit_images.images_for(content, classifier), classifier)
+    images = audit_images.images_for(content, classifier)
+    with audit_images.all_named(content):
+        images, left_out = unseen(images, classifier)
     notes = [*loaded.notes, *images.notes, *left_out]
     fingerprint = loaded.fingerprint
     if reject.score is not None:
@@ -136,6 +138,7 @@ def prepare(
         fingerprint = digest(fingerprint, fingerprint_of(classifier))
     if num_samples is not None:
         images = images.sample(num_samples, seed)
+    audit_images.check_readable(images)
     base = None
     if base_model is not None:
         # It gets the images of the audit, whatever the size of the files.

@@ -17,6 +17,7 @@ from demur.data import ImageSet
 from demur.evaluation import counterexamples
 from demur.evaluation.audit_certified import CertifiedRow, certified_row, with_certificates
 from demur.evaluation.audit_checks import verdict
+from demur.evaluation.audit_counts import few_images
 from demur.evaluation.audit_other import OtherInputs, corruption_rows, other_inputs
 from demur.evaluation.audit_plan import Step
 from demur.evaluation.audit_results import (
@@ -136,6 +137,8 @@ def _results(
     said = [line for line in subject.handshake.lines if line.state == "note"]
     notes = [*subject.notes, *(line.text for line in said if line.name in INFORMATION)]
     findings = [line.text for line in said if line.name not in INFORMATION]
+    threats = _threats(records, done, missing)
+    findings += few_images(threats)
     findings += _of_the_run(done, missing, outputs)
     ensembles = _of_ensembles(done, outputs)
     findings += [text for text, bound in ensembles.items() if bound]
@@ -162,7 +165,7 @@ def _results(
         verdict=verdict(checks, certain=not doubts),
         model=model,
         data=data,
-        threats=_threats(records, done, missing),
+        threats=threats,
         checks=checks,
         handshake=[asdict(line) for line in subject.handshake.lines],
         notes=notes,

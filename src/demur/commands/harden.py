@@ -15,12 +15,13 @@ from demur.commands.harden_data import Material, read_material
 from demur.commands.harden_run import HardenRun
 from demur.commands.harden_settings import chosen_steps
 from demur.commands.harden_steps import Step
-from demur.commands.harden_threshold import ThresholdRule
+from demur.commands.harden_threshold import ThresholdRule, check_enough
 from demur.data import ImageSource
 from demur.defenses.saving import state_of
 from demur.errors import DemurError
 from demur.evaluation.store import Store
 from demur.hardware import pick_device
+from demur.loading import read_model
 from demur.metrics import Rates, clopper_pearson
 from demur.seeds import check_seed
 
@@ -137,7 +138,8 @@ def harden(
     Raises
     ------
     DemurError
-        If the input does not fit, or `out` holds something else.
+        If the input does not fit, there are too few held-out images for the threshold, or `out`
+        holds something else.
 
     Examples
     --------
@@ -198,7 +200,10 @@ def _check(material: Material, steps: tuple[Step, ...], rule: ThresholdRule) -> 
     base.scores(material.learn.to_float(torch.arange(1)))  # does it take the images?
     for step in steps:
         step.check(material.learn, base)
-    if rule.max_wrong is not None and not (base.rejects or any(one.rejects for one in steps)):
+    rejects = base.rejects or any(one.rejects for one in steps)
+    if rejects:
+        check_enough(len(material.held_out), rule)
+    elif rule.max_wrong is not None:
         raise DemurError(
             "max_wrong sets a threshold, and this model never rejects: add a defence that does, "
             "for example --with confidence-threshold."
@@ -207,6 +212,15 @@ def _check(material: Material, steps: tuple[Step, ...], rule: ThresholdRule) -> 
 
 def _named(value: object) -> bool:
     return isinstance(value, str | Path)
+
+
+def _loads_alone(bundle: Path) -> bool:
+    """Whether a bundle describes its network: demur refuses another one for it."""
+    try:
+        read_model(bundle)
+    except DemurError:
+        return False
+    return True
 
 
 def _audit_command(
@@ -219,7 +233,7 @@ def _audit_command(
     """Give the command that audits the result."""
     words = ["demur", "audit", str(out), "--data", data]
     options = dict(model_options or {})
-    if model.startswith("py:"):
+    if model.startswith("py:") and not _loads_alone(out):
         words += ["--arch", model]
         for name, value in (options.get("model_kwargs") or {}).items():
             words += ["--model-kwargs", f"{name}={value}"]

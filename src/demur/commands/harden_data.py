@@ -10,12 +10,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from demur.commands.audit_images import find, image_shape_of, images_for
+from demur.commands.audit_images import check_readable, find, image_shape_of, images_for
 from demur.commands.audit_subject import load, shape_of
 from demur.data import ImageFiles, ImageSet, ImageSource, in_memory, split_by_hash
 from demur.data.decoding import image_files
 from demur.data.messages import printable
 from demur.errors import DemurError
+from demur.evaluation.handshake.inputs import check_range
 from demur.files import digest
 from demur.loading import LoadedModel
 from demur.untrusted import user_path
@@ -75,12 +76,8 @@ def read_material(
     source = images_for(content, base.classifier)
     if num_samples is not None:
         source = source.sample(num_samples, seed)
-    classes = base.classifier.num_classes
-    if int(source.labels.max()) >= classes:
-        raise DemurError(
-            f"the images have {source.num_classes} classes, the model {classes}: give the data of "
-            "the model, or a --label-map."
-        )
+    check_range(source.labels, base.classifier.num_classes, source.class_names)
+    check_readable(source)
     learn, held_out, report = split_by_hash(source, PARTS, seed)
     others = None
     if background is not None:

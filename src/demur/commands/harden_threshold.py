@@ -53,6 +53,34 @@ class ThresholdRule:
             raise DemurError(f"confidence must be above 0 and below 1, not {self.confidence}.")
 
 
+def check_enough(n: int, rule: ThresholdRule) -> None:
+    """Raise DemurError if n held-out images cannot set a threshold by the rule.
+
+    A false rejection rate must allow the rejection of one of them, or else the threshold lies below
+    all their scores and rejects by no evidence; a rate of 0 asks for that. Of `max_wrong`, the
+    Clopper-Pearson bound of no wrong image must be small enough.
+    """
+    if rule.max_wrong is not None:
+        high = clopper_pearson(0, n, rule.confidence, "upper")[1]
+        if high > rule.max_wrong:
+            needed = math.ceil(math.log(1 - rule.confidence) / math.log1p(-rule.max_wrong))
+            raise DemurError(
+                f"no threshold keeps wrong and accepted images below {rule.max_wrong:g} with "
+                f"confidence {rule.confidence:g}: even without any of them, "
+                f"{amount(n, 'held-out image bounds', 'held-out images bound')} their share by "
+                f"{high:.3g} only. It takes at least {needed}."
+            )
+        return
+    rate = rule.false_rejection_rate
+    if rate > 0 and int(rate * n + 1e-9) < 1:
+        raise DemurError(
+            f"{amount(n, 'held-out image is', 'held-out images are')} too few to set a threshold: "
+            f"a false rejection rate of {100 * rate:g} % allows a rejection from "
+            f"{math.ceil(1 / rate - 1e-9):,} held-out images on. Give more images (a fifth of them "
+            "is held out), or a larger --false-rejection-rate."
+        )
+
+
 def set_threshold(
     classifier: Classifier, images: Tensor, labels: Tensor, rule: ThresholdRule
 ) -> str:
@@ -75,7 +103,7 @@ def set_threshold(
     Raises
     ------
     DemurError
-        If no threshold keeps the bound: there are too few images.
+        If there are too few images, see `check_enough`.
 
     Notes
     -----
@@ -84,6 +112,7 @@ def set_threshold(
     strictest threshold downwards (Angelopoulos et al. 2021, Learn then Test, sec. 3.2). The bound
     holds at the given confidence although many thresholds are looked at.
     """
+    check_enough(len(images), rule)
     chunks = torch.split(images, 4 * AT_ONCE)
     scores = torch.cat([classifier.scores(to_float(part), AT_ONCE) for part in chunks])
     wrong = scores[:, : classifier.num_classes].argmax(1) != labels
@@ -109,13 +138,6 @@ def _first_accepted(order: Tensor, wrong: Tensor, largest: float, confidence: fl
     allowed = -1
     while clopper_pearson(allowed + 1, n, confidence, "upper")[1] <= largest:
         allowed += 1
-    if allowed < 0:
-        needed = math.ceil(math.log(1 - confidence) / math.log1p(-largest))
-        raise DemurError(
-            f"no threshold keeps wrong and accepted images below {largest:g} with confidence "
-            f"{confidence:g}: even without any of them, {n} held-out images bound their share by "
-            f"{clopper_pearson(0, n, confidence, 'upper')[1]:.3g} only. It takes at least {needed}."
-        )
     if len(wrong) <= allowed:
         return float(order[0])
     refused = wrong.sort(descending=True).values[allowed]
@@ -141,23 +163,11 @@ def _said(decided: Tensor, labels: Tensor, rule: ThresholdRule) -> str:
     images = amount(n, "held-out image sets", "held-out images set")
     text = f"{images} the threshold: {100 * rejected / n:.3g} % of them are rejected"
     if rule.max_wrong is None:
-        said = f"{text}, where {100 * rule.false_rejection_rate:g} % were allowed."
-        return f"{said}{_too_few(n, rule.false_rejection_rate)}"
+        return f"{text}, where {100 * rule.false_rejection_rate:g} % were allowed."
     high = clopper_pearson(wrong, n, rule.confidence, "upper")[1]
     none = " No image is accepted." if rejected == n else ""
     return (
         f"{text}, {amount(wrong, 'is', 'are')} wrong and accepted. With confidence "
         f"{rule.confidence:g}, their share is at most {100 * high:.3g} % for images drawn like "
         f"these.{none}"
-    )
-
-
-def _too_few(n: int, rate: float) -> str:
-    """Warn where the rate allows no rejection of so few images; an empty text where it does."""
-    if rate <= 0 or int(rate * n + 1e-9) >= 1:
-        return ""
-    return (
-        f" Warning: these are too few. A rate of {100 * rate:g} % allows a rejection from "
-        f"{math.ceil(1 / rate - 1e-9):,} held-out images on, so the threshold lies below the score "
-        "of each of them: give more images, or a larger --false-rejection-rate."
     )

@@ -2,19 +2,63 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
+from itertools import count as numbers
 from typing import Final
 
 from torch import Tensor
 
 from demur.errors import amount
-from demur.evaluation.audit_results import CheckRow, State
+from demur.evaluation.audit_results import CheckRow, State, ThreatRow
+from demur.evaluation.records import OUTCOMES
 from demur.metrics.intervals import clopper_pearson
 
 CONFIDENCE: Final = 0.95
 NORMAL: Final = 1.645
 """The quantile of the normal distribution for a one-sided bound of 95 %."""
+WIDE: Final = 0.25
+"""An audit with a wider 95 % interval has few images, and says so."""
 NAMED: Final = 5
 """Images that a row names."""
+
+
+def few_images(rows: Sequence[ThreatRow]) -> list[str]:
+    """Say that there are few images, where a 95 % interval of a share is wider than `WIDE`.
+
+    Examples
+    --------
+    >>> low, high = clopper_pearson(5, 5)
+    >>> row = ThreatRow("linf:0.1", "evade", 5, 0, 0, 1 - low, 0, 0, 1 - low, 1, low, high)
+    >>> few_images([row])[0][:69]
+    '5 images are few: the 95 % intervals are up to 52 points wide (at lin'
+    """
+    widths = [
+        (getattr(row, f"{name}_high") - getattr(row, f"{name}_low"), row.n, row, name)
+        for row in rows
+        for name in reversed(OUTCOMES)
+    ]
+    width, n, row, name = max(widths, key=lambda one: one[0])
+    if width <= WIDE:
+        return []
+    low, high = (100 * getattr(row, f"{name}_{side}") for side in ("low", "high"))
+    where = "without an attack" if row.threat == "clean" else f"at {row.threat}"
+    return [
+        f"{amount(n, 'image is', 'images are')} few: the 95 % intervals are up to "
+        f"{100 * width:.0f} points wide ({where}, {low:.1f} to {high:.1f} % {name}), and the "
+        f"self-tests find only gross faults. From {_enough()} images on, no interval is wider than "
+        f"{100 * WIDE:.0f} points."
+    ]
+
+
+@cache
+def _enough() -> int:
+    """Give the number of images from which on no interval is wider than `WIDE`."""
+
+    def width(n: int) -> float:
+        low, high = clopper_pearson(n // 2, n)  # the widest of n images
+        return high - low
+
+    return next(n for n in numbers(1) if width(n) <= WIDE)
 
 
 def low_of(count: int, n: int) -> float:

@@ -82,13 +82,17 @@ class ThreatRow:
 
 @dataclass(frozen=True)
 class CheckRow:
-    """A self-test: what it measured, its limit, and its state."""
+    """A self-test: what it measured, its limit, and its state.
+
+    `direction` says whether the figure may be at most or must be at least the limit.
+    """
 
     name: str
     value: float | None
     limit: float | None
     state: State
     text: str
+    direction: Literal["at most", "at least"] = "at most"
 
 
 @dataclass(frozen=True)

@@ -244,17 +244,20 @@ def _binarization(found: Ran) -> CheckRow:
     n = int(built.sum())
     if not found.values["layer"]:
         text = "the model calls no linear layer whose input is a vector for each image."
-        return CheckRow(name, None, limit, "not_applicable", text)
+        return CheckRow(name, None, limit, "not_applicable", text, "at least")
     if n < max(1, BUILT * len(built)):
         text = (
             f"only {n} of {len(built)} images gave a task: the points were rejected, or no linear "
             "layer separates them."
         )
-        return CheckRow(name, None, limit, "not_run", text)
+        return CheckRow(name, None, limit, "not_run", text, "at least")
     failed = built & ~found.tensors["solved"]
     easy = int((built & found.tensors["random"]).sum())
     row = counted(name, int(failed.sum()), n, UNSOLVED, "tasks not solved", found.images(failed))
-    said = f"the attack solves {n - int(failed.sum())} of {n} tasks that have a solution."
+    said = (
+        f"the attack solves {n - int(failed.sum())} of {n} tasks: to find an adversarial image "
+        "that is known to exist."
+    )
     state = row.state
     if low_of(easy, n) > BY_CHANCE:
         state = "flagged"
@@ -263,4 +266,4 @@ def _binarization(found: Ran) -> CheckRow:
         said += f" Random points solve {easy}."
     power = row.text.partition(". ")[2].partition(" Images:")[0].replace("images", "failures")
     said = f"{said} {power.replace('such image ', 'such failure ')}{named(found.images(failed))}"
-    return CheckRow(name, 1 - (row.value or 0.0), limit, state, said)
+    return CheckRow(name, 1 - (row.value or 0.0), limit, state, said, "at least")

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import polars as pl
 
+from demur.errors import amount
 from demur.evaluation.records import PLACE, worst_case
 from demur.metrics import wilson_interval
 
@@ -96,8 +97,9 @@ def unaware_beats_aware(records: pl.DataFrame) -> Iterator[Finding]:
             yield Finding(
                 "defence-unaware beats defence-aware",
                 str(name[0]),
-                f"within {_written(name)} the defence-unaware attacker breaks {by_unaware} images, "
-                f"the defence-aware one {by_aware}: the defence-aware attack is too weak.",
+                f"within {_written(name)} the defence-unaware attacker breaks "
+                f"{amount(by_unaware, 'image')}, the defence-aware one {by_aware}: the "
+                "defence-aware attack is too weak.",
             )
 
 
@@ -111,8 +113,8 @@ def noise_beats_attack(records: pl.DataFrame) -> Iterator[Finding]:
             yield Finding(
                 "noise beats attacks",
                 str(threat[0]),
-                f"random noise within {_written(threat)} breaks {count} images that no attack "
-                "breaks.",
+                f"random noise within {_written(threat)} breaks {amount(count, 'image')} that "
+                "no attack breaks.",
             )
 
 
@@ -131,8 +133,8 @@ def single_step_beats_iterative(records: pl.DataFrame) -> Iterator[Finding]:
             yield Finding(
                 "single step beats iterative",
                 str(threat[0]),
-                f"one step within {_written(threat)} breaks {one} images, many steps break {many}: "
-                "the iterative attack is too weak.",
+                f"one step within {_written(threat)} breaks {amount(one, 'image')}, many "
+                f"steps break {many}: the iterative attack is too weak.",
             )
 
 
@@ -151,8 +153,8 @@ def falling(records: pl.DataFrame) -> Iterator[Finding]:
                 yield Finding(
                     "success falls with eps",
                     str(name[0]),
-                    f"{name[2]} succeeds on {before} images at eps {smaller:g} and on {after} of "
-                    f"them at {larger:g}.",
+                    f"{name[2]} succeeds on {amount(before, 'image')} at eps {smaller:g} and on "
+                    f"{after} of them at {larger:g}.",
                 )
 
 
@@ -169,8 +171,8 @@ def other_beats_ensemble(records: pl.DataFrame) -> Iterator[Finding]:
             yield Finding(
                 "another attack beats the ensemble",
                 str(threat[0]),
-                f"within {_written(threat)}, other attacks break {count} images that the ensemble "
-                "does not break. They count as broken in the worst case.",
+                f"within {_written(threat)}, other attacks break {amount(count, 'image')} that the "
+                "ensemble does not break. These attacks count in the worst case.",
             )
 
 

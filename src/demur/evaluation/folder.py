@@ -17,6 +17,8 @@ from demur.writing import is_unfinished, write_text, writing
 MARK: Final = "run.json"
 LOCK: Final = ".lock"
 USER: Final = ".lock.json"
+SHORT: Final = 32
+"""Letters from which on a message leaves out a value: hashes have so many."""
 
 
 @contextmanager
@@ -105,15 +107,31 @@ def _mark(folder: Path) -> str:
 
 
 def _difference(there: str, asked: str) -> str:
-    """Name the parts in which two runs differ."""
+    """Name the parts in which two runs differ, with their values where these are short."""
     try:
         old, new = json.loads(there), json.loads(asked)
         names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     except (ValueError, TypeError, AttributeError):
         return ""
-    return (
-        f" (different: {', '.join(names)})" if names and all(map(str.isidentifier, names)) else ""
-    )
+    if not names or not all(map(str.isidentifier, names)):
+        return ""
+    if "images" in names and "data" in names:
+        names.remove("data")  # another number of images is another fingerprint, too
+    return f" (different: {', '.join(_values(name, old, new) for name in names)})"
+
+
+def _values(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name a part that differs: "images, 5 there and 6 here"."""
+    shown = [
+        ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for value in (old.get(name), new.get(name))
+    ]
+    return f"{name}, {shown[0]} there and {shown[1]} here" if all(map(_short, shown)) else name
+
+
+def _short(text: str) -> bool:
+    """Whether a value says something to a reader: it is no hash, and not empty."""
+    return text not in ("", "None") and len(text) < SHORT and text.isprintable()
 
 
 def _user(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 import ast
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class PreprocessOverrides:
         Pixels a side, or height and width, of the images that the model gets. The size before the
         crop grows or shrinks with it, unless `crop_pct` is given.
     mean, std : tuple of float, default ()
-        Mean and standard deviation of each channel, for pixels in [0, 1].
+        Mean and standard deviation of each channel, in [0, 1], for pixels in [0, 1].
     interpolation : {"nearest", "bilinear", "bicubic", "lanczos"}, optional
     crop_pct : float, optional
         The share of the shorter side that the crop keeps, above 0 and at most 1. The shorter side
@@ -51,6 +51,8 @@ class PreprocessOverrides:
             raise DemurError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}.")
         if not all(map(math.isfinite, (*self.mean, *self.std))):
             raise DemurError(f"mean and std must be finite, not {self.mean} and {self.std}.")
+        _check_unit("mean", self.mean)
+        _check_unit("std", [value for value in self.std if value > 0])  # others are no std at all
         if self.img_size is not None and min(self._size(self.img_size)) < 1:
             raise DemurError(f"an image has at least one pixel a side, not {self.img_size}.")
 
@@ -104,6 +106,20 @@ class PreprocessOverrides:
             return (given, given)
         height, width = given
         return (height, width)
+
+
+def _check_unit(name: str, values: Sequence[float]) -> None:
+    """Refuse values that are meant for pixels from 0 to 255."""
+    wrong = [value for value in values if not 0 <= value <= 1]
+    if not wrong:
+        return
+    text = f"{name} must be in [0, 1], for pixels in [0, 1], not {wrong[0]:g}."
+    if 1 < wrong[0] <= 255:
+        text += (
+            f" For pixels from 0 to 255, divide it by 255: {wrong[0]:g}/255 is "
+            f"{wrong[0] / 255:.4g}."
+        )
+    raise DemurError(text)
 
 
 def resize_of(size: tuple[int, int], crop_pct: float) -> int:

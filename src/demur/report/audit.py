@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,11 @@ FRAMEWORKS: Final = (
     ("MITRE ATLAS", "AML.T0015 evade ML model; AML.T0043 craft adversarial data"),
     ("EU AI Act", "Article 15, paragraphs 3 to 5: accuracy, robustness and cybersecurity"),
     ("ISO/IEC 24029-2", "counterexamples only; this audit shows no conformity"),
+)
+
+ALL_WRONG: Final = (
+    "There is doubt about the attacks. It does not matter here: every image is wrong already, and no "
+    "attack can find more."
 )
 
 VERDICTS: Final = {
@@ -131,7 +137,25 @@ def sentences(results: AuditResults) -> list[str]:
             f"Of {other.ood.n:,} images of none of the classes ({other.ood.name}), the model accepts "
             f"{100 * other.ood.accepted:.1f} % ({bounds})."
         )
-    return [*found, VERDICTS[results.verdict], *results.doubts]
+    if results.baseline:
+        found.append(baseline_sentence(results.baseline))
+    all_wrong = bool(evade) and all(row.wrong == 1 for row in evade)
+    told = ALL_WRONG if all_wrong and results.verdict == "doubtful" else VERDICTS[results.verdict]
+    return [*found, told, *results.doubts]
+
+
+def baseline_sentence(baseline: Mapping[str, Any]) -> str:
+    """Say what changed since an earlier audit, at each threat that both have."""
+    changes = [
+        f"{'without an attack' if row['threat'] == 'clean' else row['threat']}, wrong "
+        f"{100 * row['before']:.1f} % before and {100 * row['now']:.1f} % now ({row['worse']} became "
+        f"wrong, {row['better']} no longer are, p = {row['p']:.2g})"
+        for row in baseline["threats"]
+    ]
+    return (
+        f"Beside the baseline {baseline['name']}, on the {amount(baseline['images'], 'image')} that "
+        f"both audits have: {'; '.join(changes)}. p is of McNemar's exact test."
+    )
 
 
 def proven_sentence(row: CertifiedRow) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demur.errors import DemurError
+from demur.evaluation import audit_results
 from demur.evaluation.results import Cost, Data, JobStep, Results, Table, read, write
 from demur.evaluation.shares import FRONT
 from demur.report.html import COMPARISON, DEMO, render
@@ -47,7 +48,7 @@ def compare(runs: Sequence[Path], out: Path, main: MainJob | None = None) -> Pat
     """Write results.json and report.html of several runs into `out`: the front table and summary of each.
 
     `main` stands on top of them.
-    Raises: DemurError for no run, a missing run, a run without such a table, and if `out` is one of the runs.
+    Raises: DemurError for no run, a missing run, an audit, a run without such a table, and if `out` is one of the runs.
     """
     if not runs:
         raise DemurError("name at least one run's folder.")
@@ -57,7 +58,7 @@ def compare(runs: Sequence[Path], out: Path, main: MainJob | None = None) -> Pat
     tables, summary, warnings, seconds = [], list[str](), list[str](), 0.0
     names, fingerprints, profiles = [], [], []
     for folder in runs:
-        results = read(folder)
+        results = _study(folder)
         table = next((one for one in results.tables if one.title == FRONT), None)
         if table is None:
             raise DemurError(
@@ -66,8 +67,9 @@ def compare(runs: Sequence[Path], out: Path, main: MainJob | None = None) -> Pat
             )
         name = f"{results.title} ({results.profile}, {results.data.name})"
         tables.append(replace(table, title=name, note=f"{table.note} {_where(folder, out)}"))
-        summary += [f"{results.title}: {sentence}" for sentence in results.summary]
-        warnings += [f"{results.title}: {warning}" for warning in results.warnings]
+        which = f"{results.title}: " if len(runs) > 1 else ""
+        summary += [f"{which}{sentence}" for sentence in results.summary]
+        warnings += [f"{which}{warning}" for warning in results.warnings]
         names.append(results.data.name)
         profiles.append(results.profile)
         fingerprints.append(results.data.fingerprint)
@@ -97,6 +99,23 @@ def compare(runs: Sequence[Path], out: Path, main: MainJob | None = None) -> Pat
         out.mkdir(parents=True, exist_ok=True)
     write(merged, out)
     return render(out)
+
+
+def _study(folder: Path) -> Results:
+    """Read the results of a study; of an audit, say what compares audits."""
+    try:
+        return read(folder)
+    except DemurError as error:
+        fault = error
+    try:
+        audit_results.read(folder)
+    except DemurError:
+        raise fault from None
+    raise DemurError(
+        f"{folder} is an audit; demur compare takes folders of demur run STUDY. To compare audits "
+        f"of the same images, audit the second model with --baseline {folder}, or give the rules "
+        "of demur gate a [gate.baseline]."
+    )
 
 
 def _with_main(merged: Results, main: MainJob, runs: Sequence[Path], out: Path) -> Results:

@@ -15,6 +15,8 @@ from demur.evaluation.results import Picture, read_gallery
 BUDGET = 7_500_000
 """Characters that all pictures together may take; the page as a whole stays below 10 MB."""
 
+WORST_FIRST = ("wrong", "rejected", "correct")
+
 PIXEL_ART = 64
 """Images up to this many pixels wide are shown with their pixels square, larger ones are smoothed."""
 
@@ -60,7 +62,13 @@ def read(run_folder: Path) -> Gallery | None:
 def _gallery(
     original: NDArray[np.uint8], attacked: NDArray[np.uint8], items: list[Picture]
 ) -> Gallery:
-    """Encode the pictures, smaller until they fit the budget: PNG has no quality to lower, so the size gives."""
+    """Encode the pictures, smaller until they fit the budget: PNG has no quality to lower, so the size gives.
+
+    They are grouped by outcome, the worst first. Within an outcome they keep their order.
+    """
+    order = sorted(range(len(items)), key=lambda place: WORST_FIRST.index(items[place].outcome))
+    items = [items[place] for place in order]
+    original, attacked = original[order], attacked[order]
     _, _, height, width = original.shape
     shown = (width, height)
     while True:

@@ -14,7 +14,9 @@ from demur.evaluation.handshake.running import Runner
 from demur.metrics.intervals import clopper_pearson
 
 DOUBTFUL: Final = 0.5
-"""Below this accuracy, and for few classes below a higher one, normalisations are tried."""
+"""Below this accuracy, and for few classes below a higher one, a normalisation that is surely
+better is an error. Above it, it is a note.
+"""
 
 _EXPECTED: Final = re.compile(r"\s*([0-9.]+)\s*(?:\+-|\+/-|±)\s*([0-9.]+)\s*")
 
@@ -87,8 +89,8 @@ def check_accuracy(
     Raises
     ------
     DemurError
-        If the accuracy is not the expected one; or no accuracy is expected, and other labels or
-        another normalisation are clearly better.
+        If the accuracy is not the expected one; or no accuracy is expected, and other labels are
+        clearly better, or the accuracy is low and another normalisation is surely better.
     """
     num_classes = sample.classifier.num_classes
     answers = decide(scores, num_classes)
@@ -104,12 +106,12 @@ def check_accuracy(
         text += f", {percent(rejected)} rejected"
     missed = expected is not None and abs(accuracy - expected[0]) > expected[1] + 1e-9
     classes = scores[:, :num_classes].argmax(1)
-    reason = _reason(sample, runner, classes, batch_size, missed)
+    reason, fault = _reason(sample, runner, classes, batch_size)
     because = f" {reason}" if reason else ""
     if expected is not None and missed:
         wanted = f"{expected[0]:g}+-{expected[1]:g}"
         raise DemurError(f"clean accuracy is {text}; expected was {wanted}.{because}")
-    if reason and expected is None:
+    if fault and expected is None:
         raise DemurError(f"{reason} If the accuracy is right, give --expect-accuracy.")
     low_accuracy = is_low(int((classes == sample.labels).sum()), len(classes), num_classes)
     if low_accuracy:
@@ -121,33 +123,36 @@ def check_accuracy(
     return Line("clean accuracy", state, f"{text}.{because}"), accuracy
 
 
-def _reason(sample: Sample, runner: Runner, classes: Tensor, batch_size: int, missed: bool) -> str:
-    """Say why the accuracy is low: labels, class order, normalisation, or nothing that is known."""
+def _reason(sample: Sample, runner: Runner, classes: Tensor, batch_size: int) -> tuple[str, bool]:
+    """Say why the accuracy is lower than it could be: labels, class order, normalisation, or
+    nothing that is known. The second value says whether it is surely a mistake.
+    """
     num_classes = sample.classifier.num_classes
     shifted = shifted_labels(classes, sample.labels, num_classes)
     if shifted is not None:
-        return _relabelled("the labels are shifted by one", shifted, sample)
+        return _relabelled("the labels are shifted by one", shifted, sample), True
     permuted = permuted_classes(classes, sample.labels, num_classes)
     if permuted is not None:
-        return _relabelled("the class order differs", permuted, sample)
-    hits = classes == sample.labels
-    low = share(hits) < DOUBTFUL or is_low(int(hits.sum()), len(hits), num_classes)
-    if not missed and not low:
-        return ""
+        return _relabelled("the class order differs", permuted, sample), True
 
     def answer(images: Tensor) -> Tensor:
         return runner.scores(images, batch_size)[:, :num_classes].nan_to_num().argmax(1)
 
-    found = better_normalisation(answer, sample.images, sample.labels, sample.classifier.preprocess)
-    if found is None:
-        return ""
-    usual, before, after = found
-    if is_low(round(after * len(hits)), len(hits), num_classes):
-        return ""  # a network that knows nothing guesses another class: no flags make it better
+    hits = classes == sample.labels
+    preprocess = sample.classifier.preprocess
+    found = better_normalisation(answer, sample.images, sample.labels, hits, preprocess)
+    if found is None or is_low(round(found.after * len(hits)), len(hits), num_classes):
+        return "", False  # a network that knows nothing guesses another class
+    flags = f"with {found.normalisation} ({found.normalisation.name})"
+    accuracy = f"accuracy is {percent(found.after)} instead of {percent(found.before)}"
+    low = found.before < DOUBTFUL or is_low(int(hits.sum()), len(hits), num_classes)
+    if low and found.sure:
+        return f"{flags} {accuracy}: give these flags.", True
+    counts = f"{found.gained} become correct, {found.lost} become wrong"
     return (
-        f"with {usual} ({usual.name}) accuracy is {percent(after)} instead of {percent(before)}: "
-        "give these flags."
-    )
+        f"Warning: {flags}, {accuracy} on the same images ({counts}). If the network was trained "
+        "with this normalisation, give these flags."
+    ), False
 
 
 def _relabelled(fault: str, found: Relabelled, sample: Sample) -> str:

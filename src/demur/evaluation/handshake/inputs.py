@@ -1,6 +1,7 @@
 """The points of a handshake that need no forward pass: pixels, labels, mode, device."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -8,10 +9,13 @@ from torch.fx import GraphModule
 
 from demur.classifier import Classifier, check_images, device_of
 from demur.classifier.checks import INTEGERS
-from demur.data.messages import printable
+from demur.data.messages import printable, quoted
 from demur.errors import DemurError
 from demur.evaluation.handshake.lines import Line, pairs_of, shape_of
 from demur.loading.wrapping import precisions
+
+NAMED: Final = 3
+"""Classes that a message names."""
 
 
 def check_pixels(images: Tensor) -> Line:
@@ -62,22 +66,45 @@ def check_labels(
         raise DemurError(f"labels must be an integer tensor such as int64, not {kind}.")
     if labels.shape != (count,):
         raise DemurError(f"there are {count} images and labels of shape {tuple(labels.shape)}.")
+    wanted = classifier.num_classes
+    check_range(labels, wanted, class_names)
+    _check_names(classifier, class_names)
+    present = int((torch.bincount(labels) > 0).sum())
+    return Line("labels", "ok", f"{present} of {wanted} classes occur in the sample.")
+
+
+def check_range(labels: Tensor, wanted: int, class_names: Sequence[str] | None) -> None:
+    """Raise DemurError if labels are no class numbers of a model; name the classes they are of.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (n,), integers
+    wanted : int
+        The number of the model's classes.
+    class_names : sequence of str, optional
+        The names of the data's classes.
+    """
     least = int(labels.min())
     most = int(labels.max())
-    wanted = classifier.num_classes
     if least == 1 and most == wanted:
         raise DemurError(
             f"labels run from 1 to {wanted}, and the classes of the model from 0 to {wanted - 1}: "
             "the labels are shifted by one; subtract 1, or give --label-map."
         )
-    if least < 0 or most >= wanted:
-        raise DemurError(
-            f"labels reach from {least} to {most}, and the model has {wanted} classes, 0 to "
-            f"{wanted - 1}: give --label-map or --num-classes."
-        )
-    _check_names(classifier, class_names)
-    present = int((torch.bincount(labels) > 0).sum())
-    return Line("labels", "ok", f"{present} of {wanted} classes occur in the sample.")
+    if least >= 0 and most < wanted:
+        return
+    names = class_names or ()
+    beyond = [one for one in sorted(set(labels.tolist())) if wanted <= one < len(names)]
+    said = ", ".join(f"label {one} is the class {quoted(names[one])}" for one in beyond[:NAMED])
+    more = f", and {len(beyond) - NAMED} more" if len(beyond) > NAMED else ""
+    which = (
+        f": {said}{more} of the data. Take out the images of the class that the model does not "
+        "know, or give --label-map or --num-classes."
+    )
+    raise DemurError(
+        f"labels reach from {least} to {most}, and the model has {wanted} classes, 0 to "
+        f"{wanted - 1}{which if beyond else ': give --label-map or --num-classes.'}"
+    )
 
 
 def _check_names(classifier: Classifier, class_names: Sequence[str] | None) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from demur import seeds
 from demur.attacks.base import Attack
 from demur.attacks.frozen import KernelMachine
-from demur.bounds.held import is_traced
+from demur.bounds.tracing import Traced
 from demur.classifier import Classifier, decide
 from demur.evaluation.store import Computed
 from demur.norms import ball_of, per_image
@@ -243,7 +243,7 @@ def _read(layer: nn.Module, detached: bool = True) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
 
     def note(module: nn.Module, given: tuple[Any, ...]) -> None:
-        if is_traced(given[0]):
+        if isinstance(given[0], Traced):
             return  # certified consistency records its graph: there are no values
         seen.append(given[0].detach().cpu() if detached else given[0])
 
