@@ -17,7 +17,7 @@ def run(
         str,
         typer.Argument(
             help="comparison, certified-rejection, background-class, background-extensions, "
-            "localized-training, neural-rejection, rejection-extensions, smoothing or "
+            "defence-transfer, localized-training, neural-rejection, rejection-extensions, smoothing or "
             "smoothing-extensions"
         ),
     ],
