@@ -59,7 +59,7 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
         cases += [Case(node, {"crafted": name}) for node in known]
         if name in singles:
             cases += [
-                Case(_sent(node, other), {"crafted": name})
+                Case(sent(node, other), {"crafted": name})
                 for node in known[:2]
                 for other in models.values()
                 if other is not model
@@ -151,6 +151,6 @@ def _aware(
     return [*found, aware(ThroughBox(descent), "nothing")] if design.median else found
 
 
-def _sent(node: Evaluate, other: Train) -> Evaluate:
+def sent(node: Evaluate, other: Train) -> Evaluate:
     """Score what was crafted on one model on another one, which the attacker does not know."""
     return replace(node, through=other, attacker="defence-unaware", keep="nothing")
