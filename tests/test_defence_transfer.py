@@ -202,11 +202,13 @@ def test_what_is_sent_to_the_attacked_model_itself_has_the_outcome_of_the_attack
 
 
 def test_a_profile_that_does_not_fit_is_refused(tmp_path):
-    for wrong, said in (("box = 40", "a box of 40 pixels"), ("box = 12", "unknown defence")):
-        text = TINY.replace("box = 12", wrong)
-        text = text.replace("median blur", "median" if wrong == "box = 12" else "median blur")
-        check_refusal(STUDY, text, said, tmp_path)
-    check_refusal(STUDY, TINY.replace("neural rejection", "median blur"), "named twice", tmp_path)
+    for old, new, said in (
+        ("box = 12", "box = 40", "a box of 40 pixels"),
+        ("box = 12", "box = 12\nwindow = 4", "4"),
+        ("median blur", "median", "unknown defence"),
+        ("neural rejection", "median blur", "named twice"),
+    ):
+        check_refusal(STUDY, TINY.replace(old, new), said, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["demo", "desk", "paper"])
@@ -235,11 +237,17 @@ def test_the_study_sends_attacks_to_all_models_and_compares_pairs(tmp_path):
     assert pair == "median blur + neural rejection"
     everything = worst_case(records.filter(model=pair))["outcome"] == "wrong"
     assert row["wrong: pair"] == pytest.approx(100 * everything.mean())
-    assert records.filter(model=pair, attacker="defence-unaware").group_by(PLACE).len()[
-        "len"
-    ].to_list() == [2 * len(singles)] * 12
+    assert (
+        records.filter(model=pair, attacker="defence-unaware")
+        .group_by(PLACE)
+        .len()["len"]
+        .to_list()
+        == [2 * len(singles)] * 12
+    )
     before = results.tables
-    paths = sorted((tmp_path / "demur-store").glob("*.safetensors"), key=lambda one: one.stat().st_mtime)
+    paths = sorted(
+        (tmp_path / "demur-store").glob("*.safetensors"), key=lambda one: one.stat().st_mtime
+    )
     for path in paths[-3:]:
         path.unlink()
     assert read(run(STUDY, str(tmp_path / "own.toml"), out=folder)).tables == before  # R10

@@ -95,7 +95,9 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
     given = gathered(profile, data_root, seed)
     models = _models(profile, given.train, given.validation, seed)
     nodes = [
-        node for model in models for node in _attacked(profile, model, models[0], given.images, seed)
+        node
+        for model in models
+        for node in _attacked(profile, model, models[0], given.images, seed)
     ]
     return Study(
         nodes=tuple(nodes),

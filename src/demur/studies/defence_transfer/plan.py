@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from demur.attacks import PGD, Attack, Strongest, WithWiderKernels
 from demur.attacks.strongest import WIDER
 from demur.evaluation.nodes import Train
@@ -46,6 +48,10 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
         If the data is missing, or the profile does not fit it.
     """
     given = gathered(profile, data_root, seed)
+    filtered = _network(profile, Design(median=True, gaussian=True))
+    assert isinstance(filtered, SmallNetwork)
+    # Filters that do not fit the images are refused here.
+    filtered.untrained(given.train, seed).scores(given.images.to_float(torch.tensor([0])))
     pairs = pairs_of(profile.defences)
     designs = designs_of(profile, pairs)
     models = models_of(profile, given, designs, seed)
