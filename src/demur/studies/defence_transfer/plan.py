@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from demur.attacks import PGD, Attack, Strongest, WithWiderKernels
+from demur.attacks import APGD, PGD, Attack, Strongest, WithWiderKernels
 from demur.attacks.strongest import WIDER
 from demur.evaluation.nodes import Train
 from demur.evaluation.on_images import Evaluate
@@ -143,7 +143,7 @@ def _aware(
     """
     attack = profile.attack
     threat = ThreatModel("linf", attack.eps)
-    descent = PGD(steps=attack.steps, keep_maximizing=True)
+    descent = APGD(steps=attack.steps, keep_maximizing=True)
     ensemble = Strongest(attack.ensemble_steps, attack.n_queries, attack.n_targets)
     on: Any = partial(Evaluate, model, given.images, threat, seed=seed, base=plain)
 

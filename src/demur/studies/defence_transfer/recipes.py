@@ -121,15 +121,16 @@ class Rejection:
         data = given.data
         inner = "module.network" if isinstance(base, GaussianBlur | MedianBlur) else "module"
         names = [f"{inner}.{layer}" for layer in layers]
-        options = {"C": self.C, "seed": given.seed}
+        classes = data.num_classes
         if len(names) == 1:
             machines: DeepNeuralRejection = NeuralRejection(
-                base, data.num_classes, names[0], **options
+                base, classes, names[0], C=self.C, seed=given.seed
             )
         else:
-            options["combiner_C"] = self.C
-            machines = DeepNeuralRejection(base, data.num_classes, names, **options)
-        some: ImageSet = data.balanced(self.per_class, given.seed)
+            machines = DeepNeuralRejection(
+                base, classes, names, C=self.C, combiner_C=self.C, seed=given.seed
+            )
+        some = data.balanced(self.per_class, given.seed)
         machines.to(torch.device(given.device)).fit(some.images, some.labels)
         return machines
 
