@@ -244,6 +244,10 @@ def test_the_study_sends_attacks_to_all_models_and_compares_pairs(tmp_path):
         .to_list()
         == [2 * len(singles)] * 12
     )
+    measured = read_parquet(folder / "measurements.parquet")
+    rejected = measured.filter(name="rejected of validation")
+    assert rejected["node"].to_list() == [*singles[1:], pair]
+    assert rejected["value"].max() <= 0.02
     before = results.tables
     paths = sorted(
         (tmp_path / "demur-store").glob("*.safetensors"), key=lambda one: one.stat().st_mtime

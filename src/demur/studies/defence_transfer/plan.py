@@ -10,7 +10,7 @@ import torch
 
 from demur.attacks import APGD, PGD, Attack, Strongest, WithWiderKernels
 from demur.attacks.strongest import WIDER
-from demur.evaluation.nodes import Train
+from demur.evaluation.nodes import Node, Train
 from demur.evaluation.on_images import Evaluate
 from demur.evaluation.tables import Case
 from demur.studies.comparison.plan import LAYERS, Material, gathered
@@ -70,8 +70,10 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
                 for other in models.values()
                 if other is not model
             ]
+    # The models are nodes too: the share that each rejects of the validation images is measured.
+    nodes: list[Node] = [*models.values(), *(case.node for case in cases)]
     return Study(
-        nodes=tuple(case.node for case in cases),
+        nodes=tuple(nodes),
         data=describe_parts([given.part], None),
         taken=f"Data: {given.part.taken}.",
         show=partial(show, profile, cases, singles, pairs),
