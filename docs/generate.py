@@ -136,10 +136,16 @@ def _default(field: FieldInfo, said: str) -> str:
     if field.is_required():
         return ""
     if isinstance(value, tuple) and value:
-        return ", ".join(f"{one:g}" if one == round(one, 6) else repr(one) for one in value)
+        return ", ".join(_written(one) for one in value)
     if isinstance(value, int | float):
         return said if said and said.split(":")[0] == repr(value) else repr(value)
     return f'`"{value}"`' if value else said
+
+
+def _written(one: str | float) -> str:
+    if isinstance(one, str):
+        return one
+    return f"{one:g}" if one == round(one, 6) else repr(one)
 
 
 def main() -> None:

@@ -162,6 +162,7 @@ def test_every_experiment_has_the_front_table():
         "background-class",
         "background-extensions",
         "certified-rejection",
+        "defence-transfer",
         "localized-training",
         "neural-rejection",
         "rejection-extensions",
@@ -188,7 +189,7 @@ def test_the_demo_of_all_studies_runs_each_and_writes_one_page(folder, tmp_path,
         and {name for name, _ in asked} == set(STUDIES)
         and len(asked) == len(STUDIES)
     )
-    assert f"{TITLE} (1 of 9)" in done.stderr
+    assert f"{TITLE} (1 of 10)" in done.stderr
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert page.index('<figure class="table">') < page.index(
         'class="summary"'

@@ -17,8 +17,8 @@ def run(
         str,
         typer.Argument(
             help="comparison, certified-rejection, background-class, background-extensions, "
-            "localized-training, neural-rejection, rejection-extensions, smoothing or "
-            "smoothing-extensions"
+            "defence-transfer, localized-training, neural-rejection, rejection-extensions, "
+            "smoothing or smoothing-extensions"
         ),
     ],
     profile: Annotated[

@@ -7,6 +7,7 @@ from demur.metrics.intervals import (
     paired_p_value,
     wilson_interval,
 )
+from demur.metrics.multiple import holm
 from demur.metrics.outcomes import Rates, Spread, rates, spread
 from demur.metrics.selective import aurc, risk_coverage
 
@@ -19,6 +20,7 @@ __all__ = [
     "Spread",
     "aurc",
     "clopper_pearson",
+    "holm",
     "paired_bounds",
     "paired_p_value",
     "rates",

@@ -1,6 +1,6 @@
 """The defence of each paper, and several of them combined, on the same network and images."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from demur.evaluation.shares import ATTACKED_BY, FRONT
 from demur.evaluation.tables import by_attacker, lookup, outcome_table
 from demur.studies.comparison.recipes import AttackedTraining, Machines
 from demur.studies.fields import Count, Names, Strict
-from demur.studies.material import describe_parts, gather_part
+from demur.studies.material import Part, describe_parts, gather_part
 from demur.studies.recipes import SmallNetwork
 from demur.studies.reported import read_texts
 from demur.studies.study import Shown, Study
@@ -60,14 +60,18 @@ class Profile(Strict):
     gallery: int = Field(48, ge=0)
 
 
-def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
-    """Load the images, and say what is to be computed.
+@dataclass(frozen=True)
+class Material:
+    """The images: to train on, to set thresholds on, and to attack."""
 
-    Raises
-    ------
-    DemurError
-        If the data is missing, or the profile does not fit it.
-    """
+    part: Part[Profile]
+    train: ImageSet
+    validation: ImageSet
+    images: ImageSet
+
+
+def gathered(profile: Profile, data_root: Path | None, seed: int) -> Material:
+    """Load the images. Raise DemurError if the data is missing, or the profile does not fit it."""
     part = gather_part(profile, profile.attack.images, data_root, seed)
     if profile.box > part.size:
         raise DemurError(
@@ -76,17 +80,31 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
         )
     train, validation = part.train.split(0.15, seeds.derive(seed, "validation"))
     train.balanced(profile.per_class, seed)
-    models = _models(profile, train, validation, seed)
     images = part.test.sample(profile.attack.images, seeds.derive(seed, "attacked"))
+    return Material(part, train, validation, images)
+
+
+def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
+    """Load the images, and say what is to be computed.
+
+    Raises
+    ------
+    DemurError
+        If the data is missing, or the profile does not fit it.
+    """
+    given = gathered(profile, data_root, seed)
+    models = _models(profile, given.train, given.validation, seed)
     nodes = [
-        node for model in models for node in _attacked(profile, model, models[0], images, seed)
+        node
+        for model in models
+        for node in _attacked(profile, model, models[0], given.images, seed)
     ]
     return Study(
         nodes=tuple(nodes),
         gallery=tuple(node for node in nodes if node.attacker == "defence-aware"),
         pictures=profile.gallery,
-        data=describe_parts([part], None),
-        taken=f"Data: {part.taken}.",
+        data=describe_parts([given.part], None),
+        taken=f"Data: {given.part.taken}.",
         show=partial(_show, profile),
     )
 
