@@ -277,6 +277,7 @@ def test_a_librarys_network_is_hardened_into_a_bundle_that_loads_alone(name, tmp
         (images, torch.arange(150) % 3),
         [name],
         settings=settings_of([name]),
+        false_rejection_rate=0.1,
         out=tmp_path / "b",
     )
     again = load_model(tmp_path / "b")
