@@ -46,7 +46,7 @@ class CertifiedConsistency(Defense):
           20 steps of .01 from the image itself.
         - "smoothing": the answer is that of the smoothed classifier, accepted if the lower bound of
           its radius is above delta (Cohen et al. 2019). It holds with probability 1 - alpha for
-          each image. The network is trained with noise, see `training.GaussianNoise`. An attacker
+          each image. The network is trained with noise, see `training.SmoothingLoss`. An attacker
           that tries many images finds one in 1 / alpha whose draws mislead.
     false_rejection_rate : float in [0, 1), optional
         Instead of delta: `fit` finds the largest delta at which at most this share of the correct
