@@ -28,10 +28,18 @@ epochs = 2
 batch_size = 32
 deltas = [0.03]
 rates = [0.1]
+denial = 0.02
 certified = { eps = 0.06, epochs = 4, ramp = 2, batch_size = 32 }
 adversarial = { eps = 0.06, steps = 2, epochs = 1 }
 attack = { images = 20, eps = [0.05], steps = 3, n_targets = 1, n_queries = 10 }
 papers = { made_per_kind = 20, per_class = 10, images = 10 }
+[smoothing]
+epochs = 3
+images = 20
+attacked = 4
+draws = 200
+steps = 3
+cases = [{ sigma = 0.25, delta = 0.15, eps = 0.3 }]
 """
 
 

@@ -18,7 +18,7 @@ from demur.errors import DemurError, unknown
 
 TOLERANCE = 0.5
 """Layers count in the regularisers below this ratio (tau in Shi et al. 2021)."""
-ETAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+ETAS = (0.0, 0.1, 0.5, 0.9)
 """Shares of the reject column: none, and those of the bounds with rejection."""
 TINY = 1e-12
 MIDDLE = 0.25
