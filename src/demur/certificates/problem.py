@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from demur.bounds import Propagation, Region, UnsupportedLayerError, trace
-from demur.bounds.propagation import ENTRIES, Bounded
+from demur.bounds.propagation import Bounded
 from demur.bounds.rules import (
     ConfidenceRule,
     ConsistencyRule,
@@ -25,6 +25,9 @@ from demur.threat import ThreatModel
 Method = Literal["ibp", "crown-ibp", "crown"]
 METHODS: tuple[Method, ...] = get_args(Method)
 """The deterministic methods, from the fastest to the slowest."""
+
+VALUES = 1 << 25
+"""Intervals that are held at a time: 16 bytes each."""
 
 SLOPES: tuple[Literal["adaptive", "flat", "steep"], ...] = ("adaptive", "flat", "steep")
 
@@ -85,6 +88,12 @@ class Problem:
     def columns(self) -> int:
         """Columns of the scores under the rule."""
         return self.graph.nodes[self.scores].shape[0]
+
+    @property
+    def at_once(self) -> int:
+        """Images whose intervals fit into the memory that is meant for them."""
+        values = sum(torch.Size(node.shape).numel() for node in self.graph.nodes)
+        return max(1, VALUES // max(1, values))
 
     def margin(self, images: Tensor, labels: Tensor, threat: ThreatModel, method: Method) -> Tensor:
         """Bound what must be above 0 for a proof, (N,) float64.
@@ -165,15 +174,12 @@ class Problem:
         count, each = rows.shape[:2]
         flat = rows.flatten(0, 1)
         owner = torch.arange(count, device=rows.device).repeat_interleave(each)
-        step = max(1, ENTRIES // propagation.largest)
-        lower, slack = (one.flatten().clone() for one in best)
-        for start in range(0, len(flat), step):
-            place = slice(start, start + step)
-            for slope in SLOPES:
-                found = propagation.backwards(self.scores, flat[place], owner[place], slope)
-                better = found.lower > lower[place]
-                lower[place] = torch.where(better, found.lower, lower[place])
-                slack[place] = torch.where(better, found.slack, slack[place])
+        lower, slack = (one.flatten() for one in best)
+        for slope in SLOPES:
+            found = propagation.backwards(self.scores, flat, owner, slope)
+            better = found.lower > lower
+            lower = torch.where(better, found.lower, lower)
+            slack = torch.where(better, found.slack, slack)
         return Bounded(lower.view(count, each), slack.view(count, each))
 
 

@@ -87,7 +87,7 @@ class SmallCnn:
                 defense.fit(images, labels, **options)
         if self.backgrounds:
             return BackgroundClass(network, classes, prefit=True)
-        return Classifier(network, classes)
+        return Classifier(network, classes, rejects=self.reject)
 
 
 @dataclass(frozen=True)
