@@ -17,7 +17,7 @@ from demur import Classifier, networks
 from demur.bounds import Propagation, Region, UnsupportedLayerError, trace
 from demur.bounds.affine import Convolution, Linear
 from demur.certificates import certify
-from demur.certificates.problem import SLOPES
+from demur.certificates.problem import SLOPES, Problem
 from demur.classifier import evaluating
 from demur.defenses import CertifiedConsistency
 from demur.defenses.filters import GaussianFilter, MedianFilter
@@ -502,6 +502,36 @@ def test_certificates_of_few_images_at_a_time_are_equal(monkeypatch):
     parts = certify(model, images, labels, "linf:0.01")
     assert torch.equal(parts.status, whole.status) and parts.by == whole.by
     assert torch.allclose(parts.margin, whole.margin, rtol=1e-9, atol=1e-12)
+
+
+def test_rows_that_intervals_prove_are_left_out_and_change_no_status(monkeypatch):
+    """With a reject column: 11 options for each wrong class."""
+    module, images = parts_of("convolutions")
+    model = Classifier(nn.Sequential(module, nn.Linear(3, 4)), 3)
+    labels = model.scores(images)[:, :3].argmax(1)
+    seen = []
+    original = Propagation.backwards
+
+    def counted(self, place, rows, *rest):
+        seen.append(len(rows))
+        return original(self, place, rows, *rest)
+
+    monkeypatch.setattr(Propagation, "backwards", counted)
+    sizes = [0.003, 0.03, 0.1, 0.2, 0.4, 0.8]
+    fewer = [certify(model, images, labels, f"linf:{eps}", ("crown-ibp",)) for eps in sizes]
+    work = sum(seen)
+    seen.clear()
+    whole = Problem._lower
+    monkeypatch.setattr(Problem, "_lower", lambda self, *given: whole(self, *given[:3]))
+    every = [certify(model, images, labels, f"linf:{eps}", ("crown-ibp",)) for eps in sizes]
+    assert work < sum(seen)
+    statuses = [one.status.tolist() for one in every]
+    assert [one.status.tolist() for one in fewer] == statuses
+    assert len({value for status in statuses for value in status}) > 1
+    for one, other in zip(fewer, every, strict=True):
+        unknown = other.status != 0
+        assert torch.allclose(one.margin[unknown], other.margin[unknown], rtol=1e-9)
+        assert bool((one.margin <= other.margin + 1e-12).all())
 
 
 def test_methods_that_have_no_image_left_do_nothing():

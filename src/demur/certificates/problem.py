@@ -123,7 +123,8 @@ class Problem:
             lower = self._lower(propagation, rows, method).lower
             return confidence_margin(lower, labels, classes, rule, goal)
         asked = question(goal, labels, classes, self.columns)
-        lower = self._lower(propagation, asked.rows.flatten(1, 2), method).lower
+        rows = asked.rows.flatten(1, 2)
+        lower = self._lower(propagation, rows, method, asked.rows.shape[2]).lower
         return asked.margin(lower)
 
     def _never_rejected(
@@ -166,20 +167,32 @@ class Problem:
         propagation.forwards(tighten=method == "crown")
         return propagation
 
-    def _lower(self, propagation: Propagation, rows: Tensor, method: Method) -> Bounded:
-        """Bound rows (N, P, columns) @ scores from below, (N, P)."""
+    def _lower(
+        self, propagation: Propagation, rows: Tensor, method: Method, options: int | None = None
+    ) -> Bounded:
+        """Bound rows (N, P, columns) @ scores from below, (N, P).
+
+        Of each group of `options` rows, one that is above 0 is enough: linear functions are left
+        out for groups that have one.
+        """
         best = propagation.lower_by_intervals(self.scores, rows)
         if method == "ibp":
             return best
         count, each = rows.shape[:2]
         flat = rows.flatten(0, 1)
         owner = torch.arange(count, device=rows.device).repeat_interleave(each)
-        lower, slack = (one.flatten() for one in best)
+        lower, slack = (one.flatten().clone() for one in best)
+        wanted = torch.arange(len(flat), device=rows.device)
         for slope in SLOPES:
-            found = propagation.backwards(self.scores, flat, owner, slope)
-            better = found.lower > lower
-            lower = torch.where(better, found.lower, lower)
-            slack = torch.where(better, found.slack, slack)
+            if options is not None:
+                open_ = lower.view(-1, options).amax(1) <= 0
+                wanted = open_.repeat_interleave(options).nonzero().flatten()
+            if not len(wanted):
+                break
+            found = propagation.backwards(self.scores, flat[wanted], owner[wanted], slope)
+            better = found.lower > lower[wanted]
+            lower[wanted] = torch.where(better, found.lower, lower[wanted])
+            slack[wanted] = torch.where(better, found.slack, slack[wanted])
         return Bounded(lower.view(count, each), slack.view(count, each))
 
 
