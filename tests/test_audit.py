@@ -247,16 +247,26 @@ def test_the_sweep_does_not_repeat_a_threat_that_is_given():
 def test_what_is_left_out_follows_the_documented_order():
     steps = plan(target(rejects=True, base=True), [ThreatModel("linf", 0.1)], PROFILES["quick"])
     cost = dict.fromkeys(range(len(steps)), 1.0)
-    left = {*parts(steps), "self-tests"}
+    others = {"certificates": 1.0, "self-tests": 1.0}
+    left = {*parts(steps), *others}
     possible = [part for part in TRIMMED if part in left]
-    for limit in range(len(steps) + 1, 0, -1):
-        rest, tested = trimmed(steps, cost, limit, tests=1.0)
-        kept = {*parts(rest), *(["self-tests"] if tested else [])}
+    for limit in range(len(steps) + 2, 0, -1):
+        rest, more = trimmed(steps, cost, limit, others)
+        kept = {*parts(rest), *more}
         assert kept <= left
         gone = [part for part in TRIMMED if part in possible and part not in kept]
         assert gone == possible[: len(gone)]
         left = kept
     assert {"clean", "noise", "single step", "PGD"} <= left
+
+
+def test_what_is_computed_already_is_not_left_out():
+    steps = plan(target(), [ThreatModel("linf", 0.1)], PROFILES["quick"])
+    free = dict.fromkeys(range(len(steps)), 0.0)
+    rest, more = trimmed(steps, free, 0.0, {"certificates": 0.0, "self-tests": 0.0})
+    assert len(rest) == len(steps) and more == ["certificates", "self-tests"]
+    _, more = trimmed(steps, free, 0.5, {"certificates": 1.0, "self-tests": 0.4})
+    assert more == ["self-tests"]
 
 
 def test_a_slower_model_costs_more_and_a_broken_image_less():

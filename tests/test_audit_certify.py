@@ -120,6 +120,36 @@ def test_the_command_line_has_it_and_names_a_layer_without_bounds(tmp_path):
     assert "gelu" in results["certified"][0]["unsupported"]
 
 
+def test_the_time_of_certificates_counts(monkeypatch):
+    """A few images are certified for the estimate. What takes too long is left out, and said."""
+    images = data.load("digits", "test").sample(6, 0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    original = Prover.proofs
+    seen = []
+
+    def counted(self, classifier, given, labels, threat):
+        seen.append(len(given))
+        return original(self, classifier, given, labels, threat)
+
+    def audited(minutes):
+        options = {"certify": True, "max_minutes": minutes, "device": "cpu"}
+        return demur.audit(network, images, ["linf:0.1"], **options).results
+
+    monkeypatch.setattr(Prover, "proofs", counted)
+    found = audited(60)
+    assert seen == [4, 6] and len(found.certified) == 1
+    missing = "Not run, for lack of time: certificates."
+    assert missing not in found.findings
+
+    def slow(self, known):
+        return {id(node): 3600.0 for node in self.proofs}
+
+    monkeypatch.setattr("demur.commands.audit_run.AuditRun._proof_costs", slow)
+    found = audited(60)
+    assert seen == [4, 6] and not found.certified and missing in found.findings
+    assert found.cost["estimate"] < 3600
+
+
 def test_a_proven_image_that_an_attack_broke_is_an_error_unless_a_draw_proved_it():
     """Negative control."""
     images = data.load("digits", "test").sample(3, 0)

@@ -13,10 +13,13 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 from torch.nn import functional as F
 
-from demur import networks
+from demur import Classifier, networks
 from demur.bounds import Propagation, Region, UnsupportedLayerError, trace
 from demur.bounds.affine import Convolution, Linear
+from demur.certificates import certify
+from demur.certificates.problem import SLOPES, Problem
 from demur.classifier import evaluating
+from demur.defenses import CertifiedConsistency
 from demur.defenses.filters import GaussianFilter, MedianFilter
 from demur.defenses.rbf_svm import OneVsRestRBFSVM
 
@@ -455,3 +458,127 @@ def test_weights_are_found_by_name_after_a_copy():
         network[1].bias.copy_(torch.tensor([1.0, 2.0]))
     low, _ = Propagation(graph, network, Region.around(images, 0.5)).forwards()[-1]
     assert low.tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize("name", ["convolutions", "residual", "pooling"])
+def test_bounds_that_go_back_in_parts_are_equal_and_take_little_memory(name, monkeypatch):
+    module, images = parts_of(name)
+    graph, scores = trace(module, images)
+    rows = torch.randn(images.shape[0] * 7, scores.shape[1], dtype=torch.float64)
+    owner = torch.arange(images.shape[0]).repeat_interleave(7)
+    largest = max(torch.Size(node.shape).numel() for node in graph.nodes)
+    seen = []
+    original = Propagation._back
+
+    def counted(self, number, sent, *rest):
+        seen.append(sent.numel())
+        return original(self, number, sent, *rest)
+
+    monkeypatch.setattr(Propagation, "_back", counted)
+    found = {}
+    for entries in (1 << 40, 3 * largest, 1):
+        monkeypatch.setattr("demur.bounds.propagation.ENTRIES", entries)
+        seen.clear()
+        propagation = Propagation(graph, module, Region.around(images.double(), 0.1))
+        propagation.forwards(tighten=True)
+        of_all = [propagation.backwards(graph.output, rows, owner, slope) for slope in SLOPES]
+        of_one = propagation.backwards(graph.output, rows[:5], 0)
+        found[entries] = [*propagation.intervals[graph.output], *of_one]
+        found[entries] += [values for one in of_all for values in one]
+        assert max(seen) <= max(entries, largest)
+    whole, *others = found.values()
+    for one in others:
+        for expected, values in zip(whole, one, strict=True):
+            assert torch.allclose(values, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_certificates_of_few_images_at_a_time_are_equal(monkeypatch):
+    module, images = parts_of("convolutions")
+    model = Classifier(module, 3)
+    labels = model.predict(images)
+    whole = certify(model, images, labels, "linf:0.01")
+    monkeypatch.setattr("demur.certificates.problem.VALUES", 1)
+    monkeypatch.setattr("demur.bounds.propagation.ENTRIES", 1)
+    parts = certify(model, images, labels, "linf:0.01")
+    assert torch.equal(parts.status, whole.status) and parts.by == whole.by
+    assert torch.allclose(parts.margin, whole.margin, rtol=1e-9, atol=1e-12)
+
+
+def test_rows_that_intervals_prove_are_left_out_and_change_no_status(monkeypatch):
+    """With a reject column: 11 options for each wrong class."""
+    module, images = parts_of("convolutions")
+    model = Classifier(nn.Sequential(module, nn.Linear(3, 4)), 3)
+    labels = model.scores(images)[:, :3].argmax(1)
+    seen = []
+    original = Propagation.backwards
+
+    def counted(self, place, rows, *rest):
+        seen.append(len(rows))
+        return original(self, place, rows, *rest)
+
+    monkeypatch.setattr(Propagation, "backwards", counted)
+    sizes = [0.003, 0.03, 0.1, 0.2, 0.4, 0.8]
+    fewer = [certify(model, images, labels, f"linf:{eps}", ("crown-ibp",)) for eps in sizes]
+    work = sum(seen)
+    seen.clear()
+    whole = Problem._lower
+    monkeypatch.setattr(Problem, "_lower", lambda self, *given: whole(self, *given[:3]))
+    every = [certify(model, images, labels, f"linf:{eps}", ("crown-ibp",)) for eps in sizes]
+    assert work < sum(seen)
+    statuses = [one.status.tolist() for one in every]
+    assert [one.status.tolist() for one in fewer] == statuses
+    assert len({value for status in statuses for value in status}) > 1
+    for one, other in zip(fewer, every, strict=True):
+        unknown = other.status != 0
+        assert torch.allclose(one.margin[unknown], other.margin[unknown], rtol=1e-9)
+        assert bool((one.margin <= other.margin + 1e-12).all())
+
+
+def test_methods_that_have_no_image_left_do_nothing():
+    """All images are proven by the first method, or all are broken."""
+    module, images = parts_of("convolutions")
+    model = Classifier(module, 3)
+    labels = model.predict(images)
+    assert certify(model, images, labels, "linf:0.000001").by == ("ibp",) * 3
+    assert certify(model, images, (labels + 1) % 3, "linf:0.01").status.tolist() == [2] * 3
+
+
+def test_a_check_by_linear_bounds_takes_little_memory(monkeypatch):
+    module, images = parts_of("convolutions")
+    whole = CertifiedConsistency(module, 3, 0.01, "crown-ibp").scores(images)
+    seen = []
+    original = Propagation._back
+
+    def counted(self, number, sent, *rest):
+        seen.append(len(sent))
+        return original(self, number, sent, *rest)
+
+    monkeypatch.setattr(Propagation, "_back", counted)
+    monkeypatch.setattr("demur.bounds.propagation.ENTRIES", 1)
+    parts = CertifiedConsistency(module, 3, 0.01, "crown-ibp").scores(images)
+    assert max(seen) == 1 and torch.allclose(parts, whole, atol=1e-5)
+
+
+def parts_of(name):
+    """A small network and images: with convolutions, a sum of branches, or pooling."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        images = torch.rand(3, 1, 8, 8)
+        start = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()]
+        middle = {
+            "convolutions": [nn.Conv2d(4, 6, 3, stride=2), nn.ReLU()],
+            "residual": [Branches(), nn.ReLU()],
+            "pooling": [nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU()],
+        }[name]
+        layers = [*start, *middle, nn.Flatten()]
+        width = nn.Sequential(*layers)(images).shape[1]
+        return nn.Sequential(*layers, nn.Linear(width, 3)).eval(), images
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, images):
+        return images + self.inner(images).relu()

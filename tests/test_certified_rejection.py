@@ -2,6 +2,7 @@
 
 import polars as pl
 import pytest
+import torch
 
 from command import check_refusal
 from demur import Classifier, data
@@ -13,10 +14,19 @@ from demur.evaluation.results import read
 from demur.evaluation.scoring import TrainingInputs
 from demur.evaluation.shares import FRONT
 from demur.evaluation.tables import lookup
+from demur.goals import ForceReject
 from demur.networks import certified_cnn
 from demur.studies.certified_rejection.plan import plan
-from demur.studies.certified_rejection.recipes import Consistency, SmallCnn, Threshold
-from demur.studies.certified_rejection.tables import contradictions
+from demur.studies.certified_rejection.recipes import (
+    ColumnAtRate,
+    Consistency,
+    Noisy,
+    SmallCnn,
+    Smoothed,
+    Threshold,
+)
+from demur.studies.certified_rejection.smoothing import OnExpectation
+from demur.studies.certified_rejection.tables import MATCHED, SMOOTHED, contradictions
 from demur.threat import ThreatModel
 
 STUDY = "certified-rejection"
@@ -28,10 +38,18 @@ epochs = 2
 batch_size = 32
 deltas = [0.03]
 rates = [0.1]
+denial = 0.02
 certified = { eps = 0.06, epochs = 4, ramp = 2, batch_size = 32 }
 adversarial = { eps = 0.06, steps = 2, epochs = 1 }
 attack = { images = 20, eps = [0.05], steps = 3, n_targets = 1, n_queries = 10 }
 papers = { made_per_kind = 20, per_class = 10, images = 10 }
+[smoothing]
+epochs = 3
+images = 20
+attacked = 4
+draws = 200
+steps = 3
+cases = [{ sigma = 0.25, delta = 0.15, eps = 0.3 }]
 """
 
 
@@ -44,11 +62,49 @@ def test_a_threshold_and_a_check_reject_at_the_rate_that_is_asked_for(tmp_path):
     base = SmallCnn(2, 32).train(given(tmp_path))
     inputs = given(tmp_path, base)
     images = inputs.data.to_float()
-    for recipe in (Threshold(0.1), Consistency("ibp", rate=0.1)):
+    right = base.predict(images) == inputs.data.labels
+    # Radii of a network without certified training are small: they have ties.
+    for recipe, least in ((Threshold(0.1), 0.09), (Consistency("ibp", rate=0.1), 0.03)):
         model = recipe.train(inputs).eval()
-        rejected = float((model.predict(images) == -1).double().mean())
-        assert rejected <= 0.15
+        rejected = int((model.predict(images)[right] == -1).sum())
+        assert least < rejected / int(right.sum()) <= 0.1
     assert inputs.notes["delta"] == model.threshold > 0
+
+
+def test_the_threshold_of_a_learned_column_moves_to_the_rate_that_is_asked_for(tmp_path):
+    made = SmallCnn(2, 32, eps=0.06, ramp=1, reject=True).train(given(tmp_path)).eval()
+    assert made.rejects
+    data = given(tmp_path).data
+    classes = made.scores(data.to_float())[:, :10].argmax(1)
+    right = classes == data.labels
+    for rate in (0.05, 0.2):
+        model = ColumnAtRate(rate).train(given(tmp_path, made)).eval()
+        rejected = int((model.predict(data.to_float())[right] == -1).sum())
+        assert rate * int(right.sum()) - 2 < rejected <= rate * int(right.sum())
+    # From another threshold, the same.
+    again = ColumnAtRate(0.2).train(given(tmp_path, model)).eval()
+    assert again.threshold == pytest.approx(model.threshold, abs=1e-4)
+
+
+def test_smoothing_is_attacked_through_an_expectation_and_scored_with_all_draws(tmp_path):
+    base = Noisy(2, 32, 0.25, 10.0).train(given(tmp_path)).eval()
+    model = Smoothed(0.25, 0.1, 200, 0.001).train(given(tmp_path, base)).eval()
+    test = data.load("digits", "test").sample(6, 0)
+    images, labels = test.to_float(), test.labels
+    proven, radius = Prover(steps=0).certify(model, images, labels, ThreatModel("l2", 0.2))
+    assert bool(proven.any()) and bool(radius.isnan().all())
+    wide = ThreatModel("l2", 6.0)
+    for common in (False, True):
+        attack = OnExpectation(PGD(steps=5, keep_maximizing=True), draws=8, common=common)
+        found = attack(model, images, labels, wide)
+        again = attack(model, images, labels, wide)
+        assert torch.equal(found.candidates, again.candidates)
+        moved = (found.candidates - images).flatten(1).norm(dim=1)
+        assert bool((moved > 1).all()) and bool((moved <= 6.001).all())
+        assert torch.equal(found.success, (model.predict(found.images) != labels) & found.success)
+        assert not bool(
+            (attack(model, images, labels, ThreatModel("l2", 0.2)).success & proven).any()
+        )
 
 
 def test_certified_training_proves_more_than_plain_training(tmp_path):
@@ -89,7 +145,15 @@ def test_the_check_of_an_attack_is_not_certified(tmp_path):
     study = plan(load_profile(STUDIES[STUDY], str(tmp_path / "own.toml")), None, 0)
     certified = {node.on.name for node in study.nodes if hasattr(node, "method")}
     models = {node.scored_on.name for node in study.nodes if hasattr(node, "attacker")}
-    assert models - certified == {"CPR (unproven check), delta 0.1"}
+    assert models - certified == {
+        "CPR (unproven check), delta 0.1",
+        "CPR (unproven check) at 10% false rejection",
+    }
+    threats = [(node, node.threat) for node in study.nodes if getattr(node, "threat", None)]
+    forced = {node.on.name for node, threat in threats if threat.goal == ForceReject()}
+    assert "learned reject column" in forced and "certified training" not in forced
+    few = [len(node.images) for node in study.nodes if getattr(node, "attacker", "") == "strongest"]
+    assert set(few) == {10, 20}
 
 
 def test_a_profile_that_does_not_fit_is_refused(tmp_path):
@@ -111,6 +175,15 @@ def test_the_truth_lies_between_what_is_proven_and_what_is_not_broken(tmp_path):
     rows = lookup(results.tables[0])[""]
     assert rows["plain"]["proven"] <= 20
     assert rows["certified training"]["proven"] > 20
+    row = rows["certified consistency, delta 0.03"]
+    # What is proven never to be rejected is not rejected without an attack, either.
+    assert row["never rejected within 0.02"] <= 100 - row["clean: rejected"]
+    assert row["implied accuracy at 0.025"] <= row["not broken"]
+    assert "implied accuracy at 0.025" not in rows["plain"]
+    titles = {table.title: lookup(table) for table in results.tables}
+    assert len(titles[MATCHED.format("0.05")]["10% of the correct clean images rejected"]) == 4
+    smooth = titles[SMOOTHED.format("0.3")][""]["smoothing, sigma 0.25, delta 0.15"]
+    assert smooth["proven"] <= smooth["not broken"] + 1e-9
     assert any("No image is certified and broken" in line for line in results.summary)
     assert not any("certified and broken: a bound" in line for line in results.warnings)
 

@@ -13,7 +13,7 @@ from demur.certificates import Status, certify
 from demur.networks import certified_cnn, certified_cnn7
 from demur.threat import ThreatModel
 from demur.training import CertifiedLoss, certified_fit, fit
-from demur.training.certified import regularisers
+from demur.training.certified_loss import regularisers
 
 
 def network(seed=0):

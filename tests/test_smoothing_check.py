@@ -104,6 +104,30 @@ def test_attacks_get_a_gradient_and_break_what_is_far_outside():
     assert int(result.zero_gradients.sum()) < 0.2 * int(result.backwards.sum())
 
 
+def test_a_surrogate_has_the_expectation_of_common_or_own_noise():
+    network, normal = linear()
+    defense = smoothed(network, 0.1)
+    images = images_of(6, size=4)
+    common, own = defense.surrogate(64), defense.surrogate(64, common=False)
+    with torch.no_grad():
+        both = common.module(images), own.module(images)
+    assert all(one.shape == (6, 3) and bool((one[:, 2] == 0.1).all()) for one in both)
+    # Its score is near sigma times the normalised distance where the softmax is nearly a step.
+    sharp = nn.Sequential(network, nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        sharp[1].weight.copy_(1000 * torch.eye(2))
+    score = smoothed(sharp).surrogate(20000).module(images).detach()[:, :2].amax(1)
+    distance = ((images.flatten(1) - 0.5) @ normal).abs()
+    near = distance < 0.4
+    assert float((score - distance)[near].abs().max()) < 0.02
+    # Common noise is the same for each image: a copy in another batch has the same scores.
+    assert torch.allclose(common.module(images[2:3]), both[0][2:3], atol=1e-6)
+    moved = images + 1e-4
+    assert float((common.module(moved) - both[0]).abs().max()) < 0.01
+    with pytest.raises(DemurError, match="only the check smoothing has a surrogate"):
+        CertifiedConsistency(network, 2, 0.1).surrogate()
+
+
 def test_it_is_saved_with_its_noise(tmp_path):
     network = certified_cnn(2, size=4)
     defense = CertifiedConsistency(network, 2, 0.3, "smoothing", sigma=0.5, draws=50, seed=3)

@@ -26,7 +26,7 @@ ROUNDING = 2.0**-19
 It covers the rounding of the bounds, and that of the network's own scores.
 """
 ENTRIES = 1 << 22
-"""Coefficients that go back at a time."""
+"""Coefficients of a node that go back at a time: memory is bounded, whatever the rows."""
 
 
 class Bounded(NamedTuple):
@@ -133,7 +133,7 @@ class Propagation:
         low = before.lower.expand(count, *shape).reshape(count, -1).clone()
         high = before.upper.expand(count, *shape).reshape(count, -1).clone()
         undecided = self._undecided(place, low, high)
-        step = max(1, ENTRIES // self.largest // 2)
+        step = max(1, self.at_once // 2)
         for image in range(count):
             for columns in torch.split(undecided[image].nonzero().flatten(), step):
                 rows = torch.zeros(len(columns), low.shape[1], dtype=low.dtype, device=low.device)
@@ -153,14 +153,17 @@ class Propagation:
         return torch.ones_like(low, dtype=torch.bool)
 
     @property
-    def largest(self) -> int:
-        """Values of the largest node."""
-        return max(1, *(torch.Size(node.shape).numel() for node in self.graph.nodes))
+    def at_once(self) -> int:
+        """Rows that go back at a time."""
+        largest = max(torch.Size(node.shape).numel() for node in self.graph.nodes)
+        return max(1, ENTRIES // max(1, largest))
 
     def backwards(
         self, place: int, rows: Tensor, owner: Tensor | int, slope: Slope = "adaptive"
     ) -> Bounded:
         """Bound rows @ node from below by a linear function of the images.
+
+        The rows go back in parts of at most `ENTRIES` coefficients, but for one row at least.
 
         Parameters
         ----------
@@ -171,6 +174,16 @@ class Propagation:
             The image of each row, or of all rows.
         slope : {"adaptive", "flat", "steep"}
         """
+        if torch.compiler.is_exporting() or len(rows) <= self.at_once:
+            return self._backwards(place, rows, owner, slope)
+        parts = []
+        for start in range(0, len(rows), self.at_once):
+            some = slice(start, start + self.at_once)
+            own = owner if isinstance(owner, int) else owner[some]
+            parts.append(self._backwards(place, rows[some], own, slope))
+        return Bounded(*(torch.cat(one) for one in zip(*parts, strict=True)))
+
+    def _backwards(self, place: int, rows: Tensor, owner: Tensor | int, slope: Slope) -> Bounded:
         waiting = {place: rows}
         constant = torch.zeros(len(rows), dtype=rows.dtype, device=rows.device)
         size = torch.zeros_like(constant)

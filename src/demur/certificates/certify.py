@@ -61,7 +61,7 @@ def certify(
     result : AttackResult, optional
         Of an attack on the same images. Where it succeeded within the threat, the image is BROKEN.
     batch_size : int, default 32
-        Images at a time.
+        Images at a time, at most: fewer where their intervals would take more than half a gigabyte.
 
     Returns
     -------
@@ -177,7 +177,9 @@ def proofs(
         with torch.no_grad(), tuned(), precise, job("certificates", len(methods)) as progress:
             for method in methods:
                 left = (wanted & ~(margin > 0)).nonzero().flatten()
-                for index in torch.split(left, batch_size):
+                if not len(left):
+                    break
+                for index in torch.split(left, min(batch_size, problem.at_once)):
                     some = threat.select(index.to(images.device), images)
                     given = images[index.to(images.device)].to(device)
                     true = labels[index.to(labels.device)].to(device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from demur.bounds import Propagation, Region, UnsupportedLayerError, trace
-from demur.bounds.propagation import ENTRIES, Bounded
+from demur.bounds.propagation import Bounded
 from demur.bounds.rules import (
     ConfidenceRule,
     ConsistencyRule,
@@ -25,6 +25,9 @@ from demur.threat import ThreatModel
 Method = Literal["ibp", "crown-ibp", "crown"]
 METHODS: tuple[Method, ...] = get_args(Method)
 """The deterministic methods, from the fastest to the slowest."""
+
+VALUES = 1 << 25
+"""Intervals that are held at a time: 16 bytes each."""
 
 SLOPES: tuple[Literal["adaptive", "flat", "steep"], ...] = ("adaptive", "flat", "steep")
 
@@ -86,6 +89,12 @@ class Problem:
         """Columns of the scores under the rule."""
         return self.graph.nodes[self.scores].shape[0]
 
+    @property
+    def at_once(self) -> int:
+        """Images whose intervals fit into the memory that is meant for them."""
+        values = sum(torch.Size(node.shape).numel() for node in self.graph.nodes)
+        return max(1, VALUES // max(1, values))
+
     def margin(self, images: Tensor, labels: Tensor, threat: ThreatModel, method: Method) -> Tensor:
         """Bound what must be above 0 for a proof, (N,) float64.
 
@@ -114,7 +123,8 @@ class Problem:
             lower = self._lower(propagation, rows, method).lower
             return confidence_margin(lower, labels, classes, rule, goal)
         asked = question(goal, labels, classes, self.columns)
-        lower = self._lower(propagation, asked.rows.flatten(1, 2), method).lower
+        rows = asked.rows.flatten(1, 2)
+        lower = self._lower(propagation, rows, method, asked.rows.shape[2]).lower
         return asked.margin(lower)
 
     def _never_rejected(
@@ -157,23 +167,32 @@ class Problem:
         propagation.forwards(tighten=method == "crown")
         return propagation
 
-    def _lower(self, propagation: Propagation, rows: Tensor, method: Method) -> Bounded:
-        """Bound rows (N, P, columns) @ scores from below, (N, P)."""
+    def _lower(
+        self, propagation: Propagation, rows: Tensor, method: Method, options: int | None = None
+    ) -> Bounded:
+        """Bound rows (N, P, columns) @ scores from below, (N, P).
+
+        Of each group of `options` rows, one that is above 0 is enough: linear functions are left
+        out for groups that have one.
+        """
         best = propagation.lower_by_intervals(self.scores, rows)
         if method == "ibp":
             return best
         count, each = rows.shape[:2]
         flat = rows.flatten(0, 1)
         owner = torch.arange(count, device=rows.device).repeat_interleave(each)
-        step = max(1, ENTRIES // propagation.largest)
         lower, slack = (one.flatten().clone() for one in best)
-        for start in range(0, len(flat), step):
-            place = slice(start, start + step)
-            for slope in SLOPES:
-                found = propagation.backwards(self.scores, flat[place], owner[place], slope)
-                better = found.lower > lower[place]
-                lower[place] = torch.where(better, found.lower, lower[place])
-                slack[place] = torch.where(better, found.slack, slack[place])
+        wanted = torch.arange(len(flat), device=rows.device)
+        for slope in SLOPES:
+            if options is not None:
+                open_ = lower.view(-1, options).amax(1) <= 0
+                wanted = open_.repeat_interleave(options).nonzero().flatten()
+            if not len(wanted):
+                break
+            found = propagation.backwards(self.scores, flat[wanted], owner[wanted], slope)
+            better = found.lower > lower[wanted]
+            lower[wanted] = torch.where(better, found.lower, lower[wanted])
+            slack[wanted] = torch.where(better, found.slack, slack[wanted])
         return Bounded(lower.view(count, each), slack.view(count, each))
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,11 +22,15 @@ from demur.evaluation.audit_plan import Profile, Step, plan
 from demur.evaluation.audit_tests import TestStep, self_tests_of
 from demur.evaluation.engines import Engine
 from demur.evaluation.keys import Environment, Keys
+from demur.evaluation.on_images import OnImages
 from demur.evaluation.plan import Outputs, execute
+from demur.evaluation.selftests import SelfTest
 from demur.evaluation.store import Store
 from demur.progress import job, message
 from demur.threat import ThreatModel
 
+CERTIFIED: Final = 4
+"""Images that are certified for the estimate of the time."""
 PROBED: Final = 16
 """Images on which a short attack shows how many break, for the estimate of the time."""
 
@@ -37,7 +41,7 @@ class AuditRun:
 
     `answers` are nodes that score images without an attack: those of the audit, and those of none
     of the classes (`ood`). `corrupted` are nodes that score corrupted images, and `proofs` those
-    that certify.
+    that certify. `skipped` are the parts without attacks that were left out.
     """
 
     subject: Subject
@@ -54,6 +58,7 @@ class AuditRun:
     steps: list[Step] = field(default_factory=list)
     left: list[Step] = field(default_factory=list)
     tests: list[TestStep] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     estimate: float = 0.0
 
     def execute(
@@ -94,20 +99,25 @@ class AuditRun:
             id(step.node): 0.0 if known.complete(step.node) else cost
             for step, cost in zip(both, self._costs(both), strict=True)
         }
+        by_node |= self._proof_costs(Outputs(store, Keys(environment), tuple(self.proofs)))
 
-        def total(some: Sequence[Step | TestStep]) -> float:
-            return sum(_count(step) * by_node[id(step.node)] for step in some)
+        def total(nodes: Iterable[OnImages | SelfTest]) -> float:
+            return sum(len(node.images) * by_node[id(node)] for node in nodes)
 
-        cost = {place: total([step]) for place, step in enumerate(all_steps)}
-        self.steps, tested = trimmed(all_steps, cost, limit, total(self.tests))
+        cost = {place: total([step.node]) for place, step in enumerate(all_steps)}
+        tests = [step.node for step in self.tests]
+        others = {"certificates": total(self.proofs), "self-tests": total(tests)}
+        self.steps, kept = trimmed(all_steps, cost, limit, others)
         self.left = [step for step in all_steps if step not in self.steps]
-        tests = self.tests if tested else []
-        self.estimate = total([*self.steps, *tests])
+        self.skipped = [part for part in others if part not in kept]
+        tests = tests if "self-tests" in kept else []
+        proofs = self.proofs if "certificates" in kept else []
+        self.estimate = total([*(step.node for step in self.steps), *tests, *proofs])
         attacks, checks = amount(len(self.steps), "attack"), amount(len(tests), "self-test")
         shown = amount(len(subject.images), "image")
-        message(f"{attacks} and {checks} on {shown}: {_time(self.estimate)}")
-        skipped = [] if tested else ["self-tests"]
-        for part in dict.fromkeys([*(step.part for step in self.left), *skipped]):
+        certified = f", certificates of {amount(len(proofs), 'threat')}" if proofs else ""
+        message(f"{attacks} and {checks} on {shown}{certified}: {_time(self.estimate)}")
+        for part in dict.fromkeys([*(step.part for step in self.left), *self.skipped]):
             unit = "minute" if self.max_minutes == 1 else "minutes"
             message(f"left out to stay within {self.max_minutes:g} {unit}: {part}")
         began = time.monotonic()
@@ -117,8 +127,8 @@ class AuditRun:
                 *(step.node for step in self.steps),
                 *self.answers,
                 *self.corrupted,
-                *self.proofs,
-                *(one.node for one in tests),
+                *proofs,
+                *tests,
             ],
             store,
             worker,
@@ -135,6 +145,20 @@ class AuditRun:
         shake = self.subject.handshake
         rates = self._probe(steps, Rates(shake.images_per_second, shake.gradients_per_second, {}))
         return [seconds_of(step, rates) for step in steps]
+
+    def _proof_costs(self, known: Outputs) -> dict[int, float]:
+        """Certify a few images at each threat: give the seconds for one image, by node."""
+        subject = self.subject
+        count = min(CERTIFIED, len(subject.sample_labels))
+        given = subject.sample[:count], subject.sample_labels[:count]
+        found = {}
+        for node in self.proofs:
+            assert node.threat is not None
+            begin = time.perf_counter()
+            if not known.complete(node):
+                node.prover.proofs(subject.classifier, *given, node.threat)
+            found[id(node)] = (time.perf_counter() - begin) / count
+        return found
 
     def _probe(self, steps: Sequence[Step | TestStep], rates: Rates) -> Rates:
         """Attack a few images shortly at each threat.
@@ -184,10 +208,6 @@ def other_images(
     if known.size is None:
         known = replace(known, size=(height, width), channels=channels)
     return read_unlabelled(spec, known, root=(options or {}).get("root"))
-
-
-def _count(step: Step | TestStep) -> int:
-    return len(step.node.images)
 
 
 def _time(seconds: float) -> str:

@@ -82,7 +82,11 @@ def write(
     proven, records = _certified(run, outputs, records)
     write_parquet(records, folder / "records.parquet")
     results = _results(subject, records, done, missing, checked, outputs, about)
-    results = replace(results, other_inputs=_other_inputs(run, outputs), certified=proven)
+    findings = results.findings
+    if not all(outputs.complete(node) for node in run.proofs):
+        findings = [*findings, "Not run, for lack of time: certificates."]
+    others = _other_inputs(run, outputs)
+    results = replace(results, findings=findings, other_inputs=others, certified=proven)
     write_results(results, folder)
     render_audit(folder)
     return results, records

@@ -12,7 +12,7 @@ from demur.data import to_float
 from demur.defenses.base import Defense
 from demur.defenses.confidence_threshold import check_rate
 from demur.defenses.consistency_checks import Check, Consistent, check_delta
-from demur.defenses.smoothing_check import SmoothedConsistent
+from demur.defenses.smoothing_check import GRADIENT_DRAWS, Expected, SmoothedConsistent
 from demur.errors import DemurError, unknown
 from demur.hardware import tuned
 from demur.progress import job
@@ -46,7 +46,7 @@ class CertifiedConsistency(Defense):
           20 steps of .01 from the image itself.
         - "smoothing": the answer is that of the smoothed classifier, accepted if the lower bound of
           its radius is above delta (Cohen et al. 2019). It holds with probability 1 - alpha for
-          each image. The network is trained with noise, see `training.GaussianNoise`. An attacker
+          each image. The network is trained with noise, see `training.SmoothingLoss`. An attacker
           that tries many images finds one in 1 / alpha whose draws mislead.
     false_rejection_rate : float in [0, 1), optional
         Instead of delta: `fit` finds the largest delta at which at most this share of the correct
@@ -260,6 +260,45 @@ class CertifiedConsistency(Defense):
         self._consistent.delta = delta
         self.false_rejection_rate_ = float((radii < delta).double().mean())
         return self
+
+    def surrogate(self, draws: int = GRADIENT_DRAWS, common: bool = True) -> Classifier:
+        """Make a differentiable stand-in for the check "smoothing", for attacks: the expectation
+        over a few draws decides.
+
+        Transfer an attack on it, see `attacks.Transfer`: the defence itself then scores each image
+        with all its draws. `keep_maximizing` finds images that do not depend on the few draws.
+
+        Parameters
+        ----------
+        draws : int, default 64
+        common : bool, default True
+            Whether all images have the same noise at every step. False: noise by their content, so
+            that each step has other draws.
+
+        Returns
+        -------
+        Classifier
+
+        Raises
+        ------
+        DemurError
+            For another check: attacks differentiate through it themselves.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from demur.attacks import PGD, Transfer
+        >>> images, labels = torch.tensor([[[[0.2, 0.8]]]]), torch.tensor([1])
+        >>> model = CertifiedConsistency(torch.nn.Flatten(), 2, 0.1, "smoothing", draws=100)
+        >>> attack = Transfer(PGD(steps=5, keep_maximizing=True))
+        >>> attack(model, images, labels, "l2:0.1", surrogate=model.surrogate(8)).success
+        tensor([False])
+        """
+        check_counts(draws=draws)
+        module = self._consistent
+        if not isinstance(module, SmoothedConsistent):
+            raise DemurError(f"only the check smoothing has a surrogate, not {self.check}.")
+        return Classifier(Expected(module, draws, common), self.num_classes)
 
     def _probabilities(self, scores: Tensor) -> Tensor:
         inner = self.network

@@ -70,7 +70,7 @@ class SmoothedConsistent(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Compute the scores, and the reject score last."""
         if torch.is_grad_enabled():
-            return self._expected(images)
+            return self.expected(images, self._noise(images, GRADIENT_DRAWS, "attack"))
         answers, radii, shares = self.smoothed(images, "predict")
         best = radii.clamp(min=NONE)
         others = best[:, None] - 1 + shares  # below R, in the order of their shares
@@ -80,11 +80,22 @@ class SmoothedConsistent(nn.Module):
         reject = torch.where(best > delta, delta, torch.maximum(delta, best + 1e-3))
         return torch.cat([scores, reject[:, None]], 1).to(images.dtype)
 
-    def _expected(self, images: Tensor) -> Tensor:
-        noise = self._noise(images, GRADIENT_DRAWS, "attack")
+    def expected(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Compute scores (n, K + 1) that have gradients, from the mean softmax over some noise.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, ...)
+        noise : Tensor of shape (n, draws, ...), or (1, draws, ...) for all images
+
+        Returns
+        -------
+        Tensor
+            sigma Phi^-1 of the means, and delta: an image is accepted if the best of them is above.
+        """
         copies = (images[:, None] + noise).flatten(0, 1)
         shares = self.network(copies).float().softmax(1)
-        mean = shares.view(len(images), GRADIENT_DRAWS, -1).mean(1).clamp(1e-6, 1 - 1e-6)
+        mean = shares.view(len(images), noise.shape[1], -1).mean(1).clamp(1e-6, 1 - 1e-6)
         scores = self.sigma * torch.special.ndtri(mean)
         reject = torch.full_like(scores[:, :1], self.delta)
         return torch.cat([scores, reject], 1)
@@ -149,3 +160,32 @@ class SmoothedConsistent(nn.Module):
         """Give answers and radii of draws for a proof, delta and alpha, for certificates."""
         answers, radii, _ = self.smoothed(images, "certify")
         return answers, radii, self.delta, self.alpha
+
+
+class Expected(nn.Module):
+    """Maps images to the scores of an expectation over some draws, with or without gradients.
+
+    An attack that asks it decides by these scores, and not by all draws of the smoothed classifier.
+
+    Parameters
+    ----------
+    smoothed : SmoothedConsistent
+    draws : int
+    common : bool
+        Whether all images have the same noise at every step, instead of noise by their content.
+    """
+
+    def __init__(self, smoothed: SmoothedConsistent, draws: int, common: bool) -> None:
+        super().__init__()
+        self.smoothed = smoothed
+        self.draws = draws
+        self.common = common
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the scores (N, K + 1)."""
+        smoothed = self.smoothed
+        if not self.common:
+            return smoothed.expected(images, smoothed._noise(images, self.draws, "attack"))
+        shape = (self.draws, *images.shape[1:])
+        drawn = seeds.normal([0], shape, smoothed.seed, "smoothing", "common")
+        return smoothed.expected(images, smoothed.sigma * drawn.to(images))

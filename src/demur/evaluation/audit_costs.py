@@ -24,7 +24,9 @@ from demur.evaluation.audit_plan import Step
 from demur.evaluation.audit_tests import TestStep
 from demur.evaluation.selftests import SelfTest
 
-TRIMMED: Final = ("sweep", "force reject", "BPDA", "transfer", "self-tests", "ensemble")
+TRIMMED: Final = (
+    *("sweep", "force reject", "BPDA", "transfer", "certificates", "self-tests", "ensemble"),
+)
 """What `--max-minutes` leaves out, in this order, until the rest fits."""
 
 
@@ -109,8 +111,8 @@ def passes(attack: Attack) -> tuple[float, float]:
 
 
 def trimmed(
-    steps: Sequence[Step], cost: Mapping[int, float], limit: float, tests: float = 0.0
-) -> tuple[list[Step], bool]:
+    steps: Sequence[Step], cost: Mapping[int, float], limit: float, others: Mapping[str, float]
+) -> tuple[list[Step], list[str]]:
     """Leave parts out in the order of `TRIMMED` until the rest takes at most `limit` seconds.
 
     Parameters
@@ -119,21 +121,21 @@ def trimmed(
     cost : mapping of int to float
         Seconds of each step, by its place. What costs nothing is computed already, and stays.
     limit : float
-    tests : float, default 0
-        Seconds of the self-tests.
+    others : mapping of str to float
+        Seconds of the parts that are no attacks: "certificates", "self-tests".
 
     Returns
     -------
-    list of Step, bool
-        What stays, and whether the self-tests stay. The clean images, noise, the single step and
-        PGD always stay.
+    list of Step, list of str
+        What stays of the steps, and of the others. The clean images, noise, the single step and PGD
+        always stay.
     """
     left = dict(enumerate(steps))
-    tested = True
+    kept = dict(others)
     for part in TRIMMED:
-        if sum(cost[place] for place in left) + tested * tests <= limit:
+        if sum(cost[place] for place in left) + sum(kept.values()) <= limit:
             break
-        if part == "self-tests":
-            tested = not tests
+        if kept.get(part):
+            del kept[part]
         left = {place: step for place, step in left.items() if step.part != part or not cost[place]}
-    return list(left.values()), tested
+    return list(left.values()), list(kept)

@@ -13,15 +13,18 @@ from demur.errors import DemurError
 from demur.evaluation.nodes import Node, Train
 from demur.evaluation.on_images import Certify, Evaluate
 from demur.evaluation.scoring import Recipe
+from demur.goals import ForceReject
 from demur.networks import certified_cnn
 from demur.studies.certified_rejection.profile import Profile
 from demur.studies.certified_rejection.recipes import (
     Blur,
+    ColumnAtRate,
     Consistency,
     SmallCnn,
     Threshold,
 )
-from demur.studies.certified_rejection.tables import show
+from demur.studies.certified_rejection.smoothing import smoothed
+from demur.studies.certified_rejection.tables import FAMILIES, at_rate, show
 from demur.studies.comparison.recipes import Machines
 from demur.studies.material import describe_parts, gather_part
 from demur.studies.study import Study
@@ -73,6 +76,8 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
     nodes: list[Node] = [*models.values()]
     for name, model in models.items():
         nodes += _measured(profile, given, name, model, models["plain"], seed)
+    more = (profile.smoothing, profile.batch_size, train, validation, test, seed)
+    nodes += smoothed(*more)
     stored = [node for node in nodes if isinstance(node, Evaluate) and node.keep == "stored"]
     return Study(
         nodes=tuple(nodes),
@@ -107,10 +112,14 @@ def _models(profile: Profile, given: Material, seed: int) -> Mapping[str, Train]
     def add(name: str, recipe: Recipe, base: Train) -> None:
         found[name] = held(recipe, base=base, name=name)
 
+    column = replace(proven, reject=True)
+    found["learned reject column"] = train(column, name="learned reject column")
+    threshold, checked, attacked, learned = FAMILIES
     for rate in profile.rates:
-        at = f"at {rate:.0%} false rejection"
-        add(f"adversarial training, confidence threshold {at}", Threshold(rate), robust)
-        add(f"certified consistency {at}", Consistency("ibp", rate=rate), safe)
+        add(at_rate(threshold, rate), Threshold(rate), robust)
+        add(at_rate(checked, rate), Consistency("ibp", rate=rate), safe)
+        add(at_rate(attacked, rate), Consistency("pgd", rate=rate), robust)
+        add(at_rate(learned, rate), ColumnAtRate(rate), found["learned reject column"])
     for delta in profile.deltas:
         add(f"certified consistency, delta {delta:g}", Consistency("ibp", delta), safe)
     add(f"CPR (unproven check), delta {CPR:g}", Consistency("pgd", CPR), robust)
@@ -131,22 +140,38 @@ def _models(profile: Profile, given: Material, seed: int) -> Mapping[str, Train]
 def _measured(
     profile: Profile, given: Material, name: str, model: Train, plain: Train, seed: int
 ) -> list[Node]:
-    """The clean images; at each eps, the ensemble and a certificate."""
+    """The clean images; at each eps, the ensemble and a certificate; and whether a rejection can be
+    forced.
+    """
     attack = profile.attack
     ensemble = Strongest(attack.steps, attack.n_queries, attack.n_targets)
     on = partial(Evaluate, model, seed=seed, base=plain)
-    nodes: list[Node] = [on(given.test, None), on(given.attacked, None, split="attacked")]
     machines = name.startswith("deep neural rejection")
     unproven = name.startswith("CPR")
+    attacked = given.attacked
+    if unproven and profile.papers.images < len(attacked):
+        # Each of its scores is an attack of 20 steps.
+        attacked = attacked.sample(profile.papers.images, seeds.derive(seed, "fewer"))
+    nodes: list[Node] = [on(given.test, None), on(attacked, None, split="attacked")]
+    methods = ("ibp",) if machines else CHEAP
     # Of networks that are not trained for certificates nearly nothing is proven, and linear bounds
     # of every image are slow. So are kernels against all support vectors.
     proven_on = given.test
-    if (machines or "certified" not in name) and profile.papers.images < len(given.test):
+    trained = "certified" in name or name.startswith("learned")
+    if (machines or not trained) and profile.papers.images < len(given.test):
         proven_on = given.test.sample(profile.papers.images, seeds.derive(seed, "fewer"))
     for eps in attack.eps:
         threat = ThreatModel("linf", eps)
-        nodes.append(on(given.attacked, threat, ensemble, attacker="strongest", split="attacked"))
+        nodes.append(on(attacked, threat, ensemble, attacker="strongest", split="attacked"))
         if not unproven:
-            methods = ("ibp",) if machines else CHEAP
             nodes.append(Certify(model, proven_on, threat, Prover(methods, steps=0)))
+    if _rejects(model.recipe) and not unproven:
+        forced = ThreatModel("linf", profile.denial, goal=ForceReject())
+        nodes.append(Certify(model, proven_on, forced, Prover(methods, steps=0)))
     return nodes
+
+
+def _rejects(recipe: Recipe) -> bool:
+    if isinstance(recipe, SmallCnn):
+        return recipe.reject or recipe.backgrounds > 0
+    return not isinstance(recipe, Blur)

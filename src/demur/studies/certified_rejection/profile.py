@@ -47,6 +47,32 @@ class PapersProfile(Strict):
     images: Count
 
 
+class CaseProfile(Strict):
+    """A smoothed classifier, and the threat in L2 that it is measured at."""
+
+    sigma: float = Field(gt=0)
+    delta: float = Field(ge=0)
+    eps: float = Field(gt=0)
+    weight: float = Field(10.0, ge=0)
+
+    @property
+    def name(self) -> str:
+        """What tables call the model."""
+        return f"smoothing, sigma {self.sigma:g}, delta {self.delta:g}"
+
+
+class SmoothingProfile(Strict):
+    """Certified consistency by randomized smoothing, in L2."""
+
+    epochs: Count
+    images: Count
+    attacked: Count
+    draws: Count
+    alpha: float = Field(0.001, gt=0, lt=1)
+    steps: Count
+    cases: tuple[CaseProfile, ...] = Field(min_length=1)
+
+
 class Profile(Strict):
     """The scale of the study."""
 
@@ -57,8 +83,10 @@ class Profile(Strict):
     batch_size: int = Field(128, ge=2)
     deltas: Annotated[tuple[_Size, ...], INCREASING] = (0.1, 0.15)
     rates: Shares = (0.01, 0.02, 0.05)
+    denial: _Size = 0.05
     certified: CertifiedProfile
     adversarial: AdversarialProfile
     attack: AttackProfile
     papers: PapersProfile
+    smoothing: SmoothingProfile
     gallery: int = Field(24, ge=0)
