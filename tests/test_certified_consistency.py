@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import demur
-from demur import REJECT, Classifier, DemurError, ThreatModel, attacks, data, load_model
+from demur import REJECT, Classifier, DemurError, ThreatModel, attacks, data, load_model, networks
 from demur.bounds import UnsupportedLayerError
 from demur.certificates import Status, certify
 from demur.commands.harden import harden
@@ -177,6 +177,24 @@ def test_what_does_not_fit_is_refused(trained):
     with pytest.raises(DemurError, match="wrong on all"):
         wrong.fit(images, (right + 1) % 10)
     assert not wrong.fitted_ and bool((right >= 0).all()) and len(labels) == len(right)
+
+
+@pytest.mark.parametrize("gap", [2e-5, 2e-4, 0.02, 0.6])
+def test_small_radii_are_found_too(gap):
+    """Two pixels, and each is a score: the answer is constant within half of their difference."""
+    images = torch.tensor([[[[0.2, 0.2 + gap]]]])
+    found = CertifiedConsistency(nn.Flatten(), 2, delta=0.1).radii(images)
+    assert float(found) == pytest.approx(gap / 2, rel=0.05)
+    assert float(found) == float(found.float())
+
+
+def test_harden_warns_of_a_delta_that_rejects_no_attack():
+    """A network without certified training has a tiny delta; the rate is reached all the same."""
+    given = (images := data.load("digits").images[:300], torch.arange(len(images)) % 10)
+    network = networks.dnr_cnn(10, seed=0)
+    found = harden(network, given, ["certified-consistency"], false_rejection_rate=0.05)
+    assert 0 < found.classifier.delta < 1 / 510 and found.after.rejected > 0
+    assert any("less than half a step" in note for note in found.notes)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from demur.commands.harden_data import Material, by_chunks
 from demur.commands.harden_steps import Given, Step
 from demur.commands.harden_threshold import ThresholdRule, set_threshold
 from demur.commands.run import STORE
+from demur.defenses.certified_consistency import CertifiedConsistency
 from demur.defenses.descriptions import leaf_of
 from demur.defenses.saving import CONFIG, save_classifier, state_of
 from demur.errors import DemurError
@@ -32,6 +33,7 @@ from demur.untrusted import read_json
 from demur.writing import check_writable, writing
 
 FINISHED = "The bundle was finished already."
+TINY_DELTA = 1 / 510
 UNSEEN = (
     "The figures and the threshold hold for images that the network was not trained on. If it was "
     "trained on these images, give others: --split test, or another folder."
@@ -165,7 +167,8 @@ class HardenRun:
         classifier.scores(held_out.to_float(torch.arange(1)))
         if classifier.rejects:
             said = set_threshold(classifier, held_out.images, held_out.labels, self.rule)
-            return [said] if self.material.base.classifier.provenance else [said, UNSEEN]
+            unseen = [] if self.material.base.classifier.provenance else [UNSEEN]
+            return [said, *unseen, *_tiny_delta(classifier)]
         return ["The model never rejects, so there is no threshold."]
 
     def rates(self, classifier: Classifier) -> Rates:
@@ -174,6 +177,17 @@ class HardenRun:
         predictions = by_chunks(report, lambda images: classifier.predict(images, 64))
         found = outcomes_of(predictions, report.labels)
         return Rates(*(int((found == kind).sum()) for kind in Outcome))
+
+
+def _tiny_delta(classifier: Classifier) -> list[str]:
+    """Warn of a consistency within delta that no change of a pixel by one step would meet."""
+    if not isinstance(classifier, CertifiedConsistency) or classifier.threshold >= TINY_DELTA:
+        return []
+    return [
+        f"Warning: delta is {classifier.threshold:.2g}, less than half a step of an 8-bit pixel. "
+        "The check rejects hardly any attacked image: the network was not trained for it "
+        "(`training.certified_fit`, or adversarial training for check_by=pgd)."
+    ]
 
 
 def _lacks_network(config: object) -> bool:
