@@ -27,7 +27,14 @@ from demur.evaluation.results import Results, read
 from demur.report import number, pivot
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("background-class", "localized-training", "neural-rejection", "smoothing", "profiles")
+PAGES = (
+    "background-class",
+    "background-extensions",
+    "localized-training",
+    "neural-rejection",
+    "smoothing",
+    "profiles",
+)
 PART = re.compile(
     r"<!-- (table|summary|warnings|keys)(?:: (.*?))? -->\n(.*?)<!-- end -->", re.DOTALL
 )
