@@ -25,17 +25,42 @@ class SetProfile(Strict):
 
     name: str = Field(min_length=1)
     data: Names = Field(min_length=1)
-    network: Literal["localized", "wide"] = "localized"
+    network: Literal["localized", "strided", "resnet9", "wide"] = Field(
+        "localized",
+        description=(
+            '`"localized"`: the two convolutions of the paper; `"strided"`: the small network of '
+            'Wong et al., with a cyclic learning rate; `"resnet9"`: `networks.resnet9`, with '
+            'shifted and mirrored images; `"wide"`: the w32-10 of Madry et al. | name'
+        ),
+    )
     paper: Literal["MNIST", "CIFAR-10", ""] = ""
     train_images: Count | None = None
     steps: Count
+    natural_steps: Count | None = Field(
+        None, description="training steps of the natural model | number | as the others"
+    )
     batch_size: int = Field(50, ge=2)
-    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(
+        1e-4,
+        gt=0,
+        allow_inf_nan=False,
+        description="of Adam; of gradient descent for residual networks | number",
+    )
     eps: _Linf
     ramp: _Parts = (1.0,)
     attack_steps: Count
     step_size: _Linf
+    held_out: Count | None = Field(
+        None,
+        description=(
+            "training images that are left out and, attacked, choose the epoch whose weights are "
+            "kept | number | none: the last epoch"
+        ),
+    )
     boxes: _Sides
+    loss_images: Count | None = Field(
+        None, description="test images attacked for the loss | number | all of them"
+    )
 
 
 class AttackProfile(Strict):
