@@ -31,7 +31,7 @@ from demur.networks import CLASSES, weights
 from demur.report import render
 from demur.studies import album
 from demur.studies.localized_training import recipes, tables
-from demur.studies.localized_training.plan import _loss_images, _trained, plan
+from demur.studies.localized_training.plan import _loss_images, _stages, _trained, plan
 from demur.studies.material import gather_part
 from demur.studies.reported import read_reported
 from demur.training import CropAndFlip, fit
@@ -405,7 +405,7 @@ def test_held_out_images_choose_the_epoch_and_are_not_trained_on(tmp_path, monke
     assert 0 <= inputs.notes["held out: correct"] <= 1
 
 
-def test_a_cyclic_learning_rate_rises_for_two_fifths_of_the_steps_and_falls_to_0():
+def test_a_cyclic_learning_rate_rises_for_a_fifth_of_the_steps_and_falls_to_0():
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.005)
     schedule = recipes.cyclic(optimizer, 100)
     rates = []
@@ -414,10 +414,10 @@ def test_a_cyclic_learning_rate_rises_for_two_fifths_of_the_steps_and_falls_to_0
         optimizer.step()
         schedule.step()
     assert max(rates) == pytest.approx(0.005)
-    assert rates.index(max(rates)) in (39, 40)
-    assert rates[:40] == sorted(rates[:40])
-    assert rates[40:] == sorted(rates[40:], reverse=True)
-    assert rates[0] == pytest.approx(0.005 / 40)
+    assert rates.index(max(rates)) in (19, 20)
+    assert rates[:20] == sorted(rates[:20])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert rates[0] == pytest.approx(0.005 / 20)
     assert 0 < rates[-1] < 0.0001
     assert optimizer.param_groups[0]["lr"] == 0
 
@@ -455,16 +455,33 @@ def test_the_images_of_the_loss_begin_with_those_that_every_attack_has(tmp_path)
     assert every.hashes != part.test.hashes
 
 
-@pytest.mark.parametrize(("stages", "steps", "count"), [(1, 83, 600), (2, 40, 2000), (3, 90, 500)])
-def test_the_stages_of_a_training_come_to_the_steps_that_were_asked_for(stages, steps, count):
+@pytest.mark.parametrize(
+    ("ramp", "warm_up", "steps", "count"),
+    [
+        ([1.0], None, 83, 600),
+        ([0.5, 1.0], None, 40, 2000),
+        ([0.3, 0.6, 1.0], None, 90, 500),
+        ([0.3, 0.6, 1.0], 30, 90, 500),
+    ],
+)
+def test_the_stages_of_a_training_come_to_the_steps_that_were_asked_for(
+    tmp_path, ramp, warm_up, steps, count
+):
+    changed = {"ramp": ramp, "warm_up": warm_up, "steps": steps}
+    settings = settings_of(tmp_path).sets[0].model_copy(update=changed)
+    stages = _stages(settings, attacked=True)
+    assert [factor for factor, _ in stages] == ramp
+    each = [15, 15, 60] if warm_up else [steps / len(ramp)] * len(ramp)
+    assert [one for _, one in stages] == pytest.approx(each, abs=0.5)
     taken = 0
-    for number in range(stages):
-        stage = recipes.Stage("localized", steps, 50, 1e-3, number, stages)
+    for number, (_, own) in enumerate(stages):
+        stage = recipes.Stage("localized", own, 50, 1e-3, number)
         index, passes = stage.images(count, seed=0)
         assert len(set(index.tolist())) == len(index)
         assert int(index.max()) < count
         taken += len(index) // 50 * passes
     assert taken == pytest.approx(steps, rel=0.1)
+    assert _stages(settings, attacked=False) == [(1.0, steps)]
 
 
 @pytest.mark.parametrize(
@@ -475,6 +492,8 @@ def test_the_stages_of_a_training_come_to_the_steps_that_were_asked_for(stages, 
         (("eps = 0.3", "eps = -0.3"), "sets.0.eps"),
         (("eps = 0.3", "eps = nan"), "sets.0.eps"),
         (("eps = 0.3", "eps = 0.3\nramp = [0.5]"), "must end at 1"),
+        (("eps = 0.3", "eps = 0.3\nwarm_up = 10"), "needs a ramp of several"),
+        (("eps = 0.3", "eps = 0.3\nramp = [0.5, 1.0]\nwarm_up = 60"), "more steps than its own"),
         (("train_images = 600", "train_images = 6000"), "train_images is 6000"),
         (("train_images = 600", "train_images = 40"), "batch_size is 50"),
         (("images = 20", "images = 2000"), "attack.images is 2000"),

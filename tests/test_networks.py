@@ -82,12 +82,12 @@ def test_the_localized_network_is_that_of_madrys_mnist_challenge():
         localized_network(size=30)
 
 
-def test_the_strided_network_is_that_of_fast_adversarial_training():
-    """Wong et al. 2020: two convolutions with strides in place of pooling, and two dense layers."""
+def test_the_strided_network_has_two_convolutions_a_dense_layer_and_the_output():
+    """As the localized paper's; strides take the place of pooling."""
     network = networks.strided_cnn(seed=1)
     shapes = [tuple(one.shape) for one in network.parameters() if one.ndim > 1]
-    assert shapes == [(16, 1, 4, 4), (32, 16, 4, 4), (100, 1568), (10, 100)]
-    assert network[:4](torch.rand(2, 1, 28, 28)).shape == (2, 32, 7, 7)
+    assert shapes == [(32, 1, 4, 4), (64, 32, 4, 4), (512, 3136), (10, 512)]
+    assert network[:4](torch.rand(2, 1, 28, 28)).shape == (2, 64, 7, 7)
     assert torch.equal(network[0].weight, networks.strided_cnn(seed=1)[0].weight)
     for options in ({"num_outputs": 1}, {"size": 30}, {"width": 0}, {"channels": 0}):
         with pytest.raises(DemurError, match="strided network"):

@@ -9,15 +9,16 @@ from demur.networks.registry import register
 
 @register
 def strided_cnn(
-    num_outputs: int = 10, *, channels: int = 1, size: int = 28, seed: int = 0, width: int = 16
+    num_outputs: int = 10, *, channels: int = 1, size: int = 28, seed: int = 0, width: int = 32
 ) -> nn.Sequential:
-    """Build the MNIST network of fast adversarial training (Wong, Rice & Kolter 2020).
+    """Build the small network of `certified_cnn` without batch normalisation.
 
-    Two convolutions of `width` and twice as many filters, 4x4 with stride 2, a dense layer of 100,
-    and the output; a rectifier follows each layer but the last. It has two convolutions, a dense
-    layer and an output, as the network of the localized paper, and its pass has a twentieth of the
-    multiplications of `localized_network`, because the strides replace the pooling. The initial
-    weights are torch's defaults, as in the code of Wong et al.
+    Two convolutions of `width` and twice as many filters, 4x4 with stride 2, a dense layer of
+    16 times as many units, and the output; a rectifier follows each layer but the last. It has two
+    convolutions, a dense layer and an output, as the network of the localized paper. Strides
+    replace the pooling: a pass has a quarter of the multiplications of `localized_network`. The
+    initial weights are torch's defaults. A width of 16 and a dense layer of 100 are the network of
+    Wong, Rice & Kolter 2020 for MNIST.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ def strided_cnn(
         Pixels a side, divisible by 4.
     seed : int, default=0
         The initial weights depend on it alone.
-    width : int, default=16
+    width : int, default=32
         Filters of the first convolution.
 
     Returns
@@ -60,7 +61,7 @@ def strided_cnn(
             nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(2 * width * (size // 4) ** 2, 100),
+            nn.Linear(2 * width * (size // 4) ** 2, 16 * width),
             nn.ReLU(),
-            nn.Linear(100, num_outputs),
+            nn.Linear(16 * width, num_outputs),
         )

@@ -121,14 +121,23 @@ def _stage(settings: SetProfile) -> Stage:
     )
 
 
+def _stages(settings: SetProfile, attacked: bool) -> list[tuple[float, int]]:
+    """Give the part of eps and the steps of each stage of a training."""
+    if not attacked:
+        return [(1.0, settings.steps)]
+    *before, last = settings.ramp
+    if settings.warm_up is None:
+        return [(factor, round(settings.steps / len(settings.ramp))) for factor in settings.ramp]
+    warm_up = [(factor, round(settings.warm_up / len(before))) for factor in before]
+    return [*warm_up, (last, settings.steps - settings.warm_up)]
+
+
 def _trained(part: Part[SetProfile], kind: str, threat: ThreatModel | None, seed: int) -> Train:
     """Train one of the three models; against a threat in stages of a growing eps."""
     settings = part.settings
-    ramp = settings.ramp if threat else (1.0,)
-    steps = settings.steps if threat else settings.natural_steps or settings.steps
     model = None
-    for number, factor in enumerate(ramp):
-        recipe = replace(_stage(settings), steps=steps, number=number, stages=len(ramp))
+    for number, (factor, steps) in enumerate(_stages(settings, threat is not None)):
+        recipe = replace(_stage(settings), steps=steps, number=number)
         if threat:
             attack = PGD(settings.attack_steps, factor * settings.step_size, random_start=True)
             within = replace(threat, eps=factor * settings.eps)

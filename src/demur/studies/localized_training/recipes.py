@@ -50,7 +50,7 @@ class Stage:
 
     A stage has a part of the images, and an attack within a part of eps: with the full eps from the
     start, training may stay at chance. The paper does not say that it increases eps. Without an
-    attack, the network is trained on clean images. `steps` are those of all stages.
+    attack, the network is trained on clean images.
 
     With `held_out`, so many training images are left out, and the stage keeps the weights of the
     epoch after which most of them are correct under an attack of HELD_OUT_STEPS steps: training
@@ -62,7 +62,6 @@ class Stage:
     batch_size: int
     learning_rate: float
     number: int = 0
-    stages: int = 1
     attack: PGD | None = None
     threat: ThreatModel | None = None
     held_out: int | None = None
@@ -101,7 +100,7 @@ class Stage:
 
     def images(self, count: int, seed: int) -> tuple[Tensor, int]:
         """Choose the images (n,) of the stage out of `count`, and the passes over them."""
-        wanted = self.steps * self.batch_size / self.stages
+        wanted = self.steps * self.batch_size
         passes = max(1, math.ceil(wanted / count))
         some = min(count, max(self.batch_size, round(wanted / passes)))
         order = torch.randperm(count, generator=seeds.generator(seed, "stages"))
@@ -132,10 +131,10 @@ class Stage:
 
 
 def cyclic(optimizer: Optimizer, total: int) -> LambdaLR:
-    """Let the learning rate rise linearly from 0 in two fifths of the steps, and fall to 0 in the
-    others, as in the MNIST training of Wong et al. 2020.
+    """Let the learning rate rise linearly from 0 in a fifth of the steps, and fall to 0 in the
+    others: a short training needs it (Wong et al. 2020).
     """
-    top = 0.4 * total
+    top = 0.2 * total
     return LambdaLR(optimizer, lambda step: min((step + 1) / top, (total - step) / (total - top)))
 
 

@@ -117,7 +117,6 @@ def _losses(nodes: Nodes, outputs: Outputs) -> list[Table]:
         box = nodes.boxes[one.name]
         images = "all" if one.loss_images is None else f"{one.loss_images:,}"
         how = {"eps": written(one.eps), "box": box, "images": images}
-        how["natural"] = f"{one.natural_steps or one.steps:,}"
         note += TEXTS["losses of a set"].format(one=one, **how)
         rows = tables.measured_rows(outputs.value(nodes.losses[one.name]), one.name)
         losses += [row for row in rows if row.row in MODELS]
