@@ -14,6 +14,7 @@ from demur import Classifier, data, seeds
 from demur.attacks import PGD
 from demur.defenses import AdversarialTraining
 from demur.hardware import tuned
+from demur.networks import strided_cnn
 from demur.training import fit
 
 CERTIFIED_EPS = 0.2
@@ -26,22 +27,6 @@ end at chance.
 BATCH = 100
 
 
-def convolutional(seed: int = 0) -> nn.Sequential:
-    """Build two convolutions and two dense layers: images (N, 1, 28, 28) to scores (N, 10)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 32, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * 7 * 7, 512),
-            nn.ReLU(),
-            nn.Linear(512, 10),
-        )
-
-
 def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
     """Raise the learning rate to that of the optimizer, and let it fall to 0."""
     rate = optimizer.param_groups[0]["lr"]
@@ -50,7 +35,7 @@ def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sc
 
 def plain(train: data.ImageSet) -> nn.Module:
     """Train without an attack."""
-    network = convolutional()
+    network = strided_cnn()
     adam = partial(torch.optim.Adam, lr=2e-3)
     fit(network, train.images, train.labels, epochs=4, optimizer=adam, scheduler=one_cycle)
     return network
@@ -58,7 +43,7 @@ def plain(train: data.ImageSet) -> nn.Module:
 
 def adversarial(train: data.ImageSet) -> nn.Module:
     """Train on images that PGD attacks within eps (Madry et al. 2018), after a warm-up of eps."""
-    network = convolutional()
+    network = strided_cnn()
     attack = PGD(steps=7, random_start=True)
     for eps, epochs in (*WARM_UP, (ADVERSARIAL_EPS, 8)):
         AdversarialTraining(network, 10, attack, f"linf:{eps}").fit(
@@ -76,7 +61,7 @@ def certified(train: data.ImageSet) -> nn.Module:
     """Train on interval bounds (Gowal et al. 2018): the weight of the cross-entropy of the clean
     scores falls from 1 to 1/2, and eps grows from 0 to its value in the middle of the training.
     """
-    network = convolutional()
+    network = strided_cnn()
     images = train.to_float()
     steps = len(images) // BATCH
     total = CERTIFIED_EPOCHS * steps
@@ -136,7 +121,7 @@ def network(name: str, root: str | None, cache: Path | None) -> Classifier:
     """Give a trained network, from the cache if it is there."""
     path = None if cache is None else cache / f"{name}.pt"
     if path is not None and path.exists():
-        module: nn.Module = convolutional()
+        module: nn.Module = strided_cnn()
         module.load_state_dict(torch.load(path, weights_only=True))
     else:
         print(f"training the {name} network", flush=True)

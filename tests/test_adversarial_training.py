@@ -126,6 +126,28 @@ def test_a_fraction_leaves_the_rest_of_the_batch_clean(digits, monkeypatch):
     assert bool((attacked[:13] != images[:13]).flatten(1).any(1).all())
 
 
+class Mirrored:
+    def __call__(self, network, images, labels, step):
+        return images.flip(3), labels
+
+    def fingerprint(self):
+        return "mirrored"
+
+
+def test_a_transform_changes_a_batch_before_the_attack(digits):
+    train, _ = digits
+    images, labels = train.images[:64], train.labels[:64]
+    options = {"epochs": 1, "batch_size": 32, "precision": "float32"}
+
+    def weights(images, **more):
+        trained = AdversarialTraining(network(), 10, PGD(steps=2), "linf:0.1", mask=MASK)
+        return trained.fit(images, labels, **options, **more).network.state_dict()
+
+    expected = weights(images.flip(3))
+    found = weights(images, transform=Mirrored())
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_training_maximises_the_cross_entropy_of_any_error(digits, plain):
     """Attack and goal of the threat do not matter, only how it searches and what it may change."""
     train, _ = digits
@@ -275,6 +297,9 @@ def test_d6_checkpoints_know_everything_that_attacked_batches_depend_on(change):
     assert transform() == transform()
     assert transform(**change) != transform()
     assert transform(seed=1) != transform()
+    trained = AdversarialTraining(network(), 10, ATTACK, "linf:0.5", mask=MASK)
+    mirrored = AttackedBatches(trained, trained._attacker(), 1.0, 0, Mirrored())
+    assert fingerprint(mirrored) != transform()
 
 
 def test_what_does_not_fit_is_said():

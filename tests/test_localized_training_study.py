@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from importlib.resources import files
 
 import polars as pl
@@ -14,7 +15,9 @@ from torchvision import models as architectures
 import plans
 from command import check_refusal, without_pictures
 from demur import masks
+from demur.attacks import PGD
 from demur.commands.run import STUDIES, run
+from demur.data import ImageSet
 from demur.defenses import AdversarialTraining
 from demur.evaluation.engines import Local
 from demur.evaluation.nodes import Measure
@@ -22,15 +25,16 @@ from demur.evaluation.on_images import Evaluate
 from demur.evaluation.profiles import load_profile
 from demur.evaluation.records import SCHEMA
 from demur.evaluation.results import read
-from demur.evaluation.scoring import change_row
+from demur.evaluation.scoring import TrainingInputs, change_row
 from demur.evaluation.tables import Case
 from demur.networks import CLASSES, weights
 from demur.report import render
 from demur.studies import album
 from demur.studies.localized_training import recipes, tables
-from demur.studies.localized_training.plan import _trained, plan
+from demur.studies.localized_training.plan import _loss_images, _stages, _trained, plan
 from demur.studies.material import gather_part
 from demur.studies.reported import read_reported
+from demur.training import CropAndFlip, fit
 
 STUDY = "localized-training"
 TINY = """
@@ -55,6 +59,7 @@ eps = 0.3
 attack_steps = 3
 step_size = 0.2
 boxes = [4, 16, 28]
+loss_images = 30
 """
 PHOTOGRAPHS = """
 [photographs]
@@ -126,8 +131,10 @@ def test_a_run_leaves_the_papers_tables_with_its_figures_beside(folder):
     assert len(losses) == 9
     assert losses["digits", "natural", "natural images"].paper == 0.0414
     assert losses["digits", "natural", "natural images"].n == 359
+    assert losses["digits", "natural", "standard attack"].n == 30
     accuracies = figures(results, "Accuracy of each")
     assert accuracies["digits", "natural", "background"].paper == 0.08
+    assert accuracies["digits", "natural", "background"].n == 20
     boxes = figures(results, "The natural model")
     assert {row for _, row, _ in boxes} == {"4x4", "16x16", "28x28"}
     assert [row.note for row in boxes.values()].count("chosen") == 1
@@ -362,16 +369,119 @@ def test_a_training_in_stages_goes_on_with_the_stage_it_was_in(tmp_path, monkeyp
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-@pytest.mark.parametrize(("stages", "steps", "count"), [(1, 83, 600), (2, 40, 2000), (3, 90, 500)])
-def test_the_stages_of_a_training_come_to_the_steps_that_were_asked_for(stages, steps, count):
+def inputs_of(images, tmp_path):
+    return TrainingInputs(images, None, None, 0, "cpu", tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("region", ["natural", recipes.AROUND])
+def test_held_out_images_choose_the_epoch_and_are_not_trained_on(tmp_path, monkeypatch, region):
+    """R17."""
+    images = plans.images()
+    inside = masks.centre_box((28, 28), 8, 8)
+    threat = recipes.threats(0.3, inside, images, 0)[recipes.AROUND]
+    attacked = {} if region == "natural" else {"attack": PGD(1, 0.375), "threat": threat}
+    stage = recipes.Stage("strided", 12, 4, 1e-3, held_out=8, **attacked)
+    seen = []
+
+    def spy(network, images, labels, *, epochs, stopping, **options):
+        seen.append((images, epochs, stopping))
+        return fit(network, images, labels, epochs=epochs, stopping=stopping, **options)
+
+    monkeypatch.setattr(recipes, "fit", spy)
+    monkeypatch.setattr("demur.defenses.adversarial_training.fit", spy)
+    inputs = inputs_of(images, tmp_path)
+    stage.train(inputs)
+    ((learned, epochs, stopping),) = seen
+    assert stopping.patience == epochs == 4  # the whole training, whatever the epochs give
+    held = ImageSet(stopping.measure.images, stopping.measure.labels, images.class_names)
+    assert len(held) == 8
+    learned = ImageSet(learned, torch.zeros(len(learned), dtype=torch.long), images.class_names)
+    assert not set(held.hashes) & set(learned.hashes)
+    if attacked:
+        attacker = stopping.measure.attacker
+        assert torch.equal(attacker.mask, threat.mask)
+        assert attacker.threat.eps == 0.3
+        assert attacker.attack == PGD(recipes.HELD_OUT_STEPS, random_start=True)
+    assert 0 <= inputs.notes["held out: correct"] <= 1
+
+
+def test_a_cyclic_learning_rate_rises_for_a_fifth_of_the_steps_and_falls_to_0():
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.005)
+    schedule = recipes.cyclic(optimizer, 100)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(0.005)
+    assert rates.index(max(rates)) in (19, 20)
+    assert rates[:20] == sorted(rates[:20])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert rates[0] == pytest.approx(0.005 / 20)
+    assert 0 < rates[-1] < 0.0001
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
+def test_the_residual_network_is_trained_on_shifted_images_with_and_without_an_attack(
+    tmp_path, monkeypatch
+):
+    shifted = []
+    whole = CropAndFlip.__call__
+
+    def spy(self, network, images, labels, step):
+        shifted.append(len(images))
+        return whole(self, network, images, labels, step)
+
+    monkeypatch.setattr(CropAndFlip, "__call__", spy)
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (24, 3, 8, 8), dtype=torch.uint8, generator=draw)
+    images = ImageSet(pixels, torch.arange(24) % 3, ("a", "b", "c"))
+    threat = recipes.threats(0.03, masks.centre_box((8, 8), 2, 2), images, 0)[recipes.AROUND]
+    stage = recipes.Stage("resnet9", 6, 8, 0.1)
+    natural = stage.train(inputs_of(images, tmp_path))
+    attacked = replace(stage, attack=PGD(1, 0.03), threat=threat).train(inputs_of(images, tmp_path))
+    assert shifted == [8] * 12
+    first, second = (one.module.state_dict() for one in (natural, attacked))
+    assert not all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_images_of_the_loss_begin_with_those_that_every_attack_has(tmp_path):
+    part = gather_part(settings_of(tmp_path).sets[0], 20, None, 0)
+    few = _loss_images(part, 0)
+    assert len(few) == 30
+    settings = part.settings.model_copy(update={"loss_images": None})
+    every = _loss_images(replace(part, settings=settings), 0)
+    assert sorted(every.hashes) == sorted(part.test.hashes)
+    assert every.hashes != part.test.hashes
+
+
+@pytest.mark.parametrize(
+    ("ramp", "warm_up", "steps", "count"),
+    [
+        ([1.0], None, 83, 600),
+        ([0.5, 1.0], None, 40, 2000),
+        ([0.3, 0.6, 1.0], None, 90, 500),
+        ([0.3, 0.6, 1.0], 30, 90, 500),
+    ],
+)
+def test_the_stages_of_a_training_come_to_the_steps_that_were_asked_for(
+    tmp_path, ramp, warm_up, steps, count
+):
+    changed = {"ramp": ramp, "warm_up": warm_up, "steps": steps}
+    settings = settings_of(tmp_path).sets[0].model_copy(update=changed)
+    stages = _stages(settings, attacked=True)
+    assert [factor for factor, _ in stages] == ramp
+    each = [15, 15, 60] if warm_up else [steps / len(ramp)] * len(ramp)
+    assert [one for _, one in stages] == pytest.approx(each, abs=0.5)
     taken = 0
-    for number in range(stages):
-        stage = recipes.Stage("localized", steps, 50, 1e-3, number, stages)
+    for number, (_, own) in enumerate(stages):
+        stage = recipes.Stage("localized", own, 50, 1e-3, number)
         index, passes = stage.images(count, seed=0)
         assert len(set(index.tolist())) == len(index)
         assert int(index.max()) < count
         taken += len(index) // 50 * passes
     assert taken == pytest.approx(steps, rel=0.1)
+    assert _stages(settings, attacked=False) == [(1.0, steps)]
 
 
 @pytest.mark.parametrize(
@@ -382,10 +492,14 @@ def test_the_stages_of_a_training_come_to_the_steps_that_were_asked_for(stages, 
         (("eps = 0.3", "eps = -0.3"), "sets.0.eps"),
         (("eps = 0.3", "eps = nan"), "sets.0.eps"),
         (("eps = 0.3", "eps = 0.3\nramp = [0.5]"), "must end at 1"),
+        (("eps = 0.3", "eps = 0.3\nwarm_up = 10"), "needs a ramp of several"),
+        (("eps = 0.3", "eps = 0.3\nramp = [0.5, 1.0]\nwarm_up = 60"), "more steps than its own"),
         (("train_images = 600", "train_images = 6000"), "train_images is 6000"),
         (("train_images = 600", "train_images = 40"), "batch_size is 50"),
         (("images = 20", "images = 2000"), "attack.images is 2000"),
         (("images = 10,", "images = 100,"), "cannot be more than attack.images"),
+        (("loss_images = 30", "loss_images = 19"), "fewer than attack.images, 20"),
+        (("step_size = 0.2", "step_size = 0.2\nheld_out = 560"), "40 training images that are not"),
         (("learning_rate", "learning_rat"), "did you mean 'learning_rate'"),
     ],
 )
@@ -396,7 +510,10 @@ def test_profiles_that_make_no_sense_are_refused(tmp_path, changed, said):
 @pytest.mark.parametrize("name", ["demo", "desk", "paper"])
 def test_the_profiles_that_come_along_fit(name):
     profile = load_profile(STUDIES[STUDY], name)
-    assert all(one.step_size <= one.eps <= 1 for one in profile.sets)
+    # One step of 1.25 eps from a random point reaches any corner of the ball (Wong et al. 2020).
+    reach = {True: 1.25, False: 1.0}
+    for one in profile.sets:
+        assert one.step_size <= reach[one.attack_steps == 1] * one.eps + 1e-9
     if name == "paper":
         assert (profile.sets[0].steps, profile.sets[0].attack_steps, profile.sets[0].eps) == (
             100_000,

@@ -82,6 +82,18 @@ def test_the_localized_network_is_that_of_madrys_mnist_challenge():
         localized_network(size=30)
 
 
+def test_the_strided_network_has_two_convolutions_a_dense_layer_and_the_output():
+    """As the localized paper's; strides take the place of pooling."""
+    network = networks.strided_cnn(seed=1)
+    shapes = [tuple(one.shape) for one in network.parameters() if one.ndim > 1]
+    assert shapes == [(32, 1, 4, 4), (64, 32, 4, 4), (512, 3136), (10, 512)]
+    assert network[:4](torch.rand(2, 1, 28, 28)).shape == (2, 64, 7, 7)
+    assert torch.equal(network[0].weight, networks.strided_cnn(seed=1)[0].weight)
+    for options in ({"num_outputs": 1}, {"size": 30}, {"width": 0}, {"channels": 0}):
+        with pytest.raises(DemurError, match="strided network"):
+            networks.strided_cnn(**options)
+
+
 def test_the_wide_network_is_w32_10():
     """Three groups of five units of two convolutions, and two layers: 32; 46 million weights."""
     with torch.device("meta"):
@@ -199,6 +211,7 @@ NETWORKS = {
     "localized_network": lambda: localized_network(4, size=8),
     "wide_resnet": lambda: wide_resnet(5, channels=1, size=8, widen=1, units=1),
     "resnet9": lambda: resnet9(5, channels=1, size=8, width=2),
+    "strided_cnn": lambda: networks.strided_cnn(5, channels=3, size=8, width=2),
     "enlarged_imagenet_network": lambda: enlarged_imagenet_network("resnet18", 4, size=32),
     "untrained_imagenet_network": lambda: networks.untrained_imagenet_network(
         "squeezenet1_0", size=32, resize=40, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)

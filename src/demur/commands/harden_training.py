@@ -2,62 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from demur.classifier import Classifier, device_of
-from demur.data import ImageSet, to_float
-from demur.defenses.attacked_batches import MaskedAttack
+from demur.classifier import Classifier
+from demur.data import ImageSet
 from demur.defenses.descriptions import leaf_of
 from demur.errors import DemurError
 from demur.networks.heads import find_head, replace_head
-from demur.progress import Silent, reporting
 
 STOP = 0.15
 """The share of the images to learn from that decides when a training ends."""
-AT_ONCE = 64
-
-
-@dataclass(frozen=True, eq=False)
-class RobustAccuracy:
-    """The share of held-out images that are answered right, both clean and attacked: a measure.
-
-    Parameters
-    ----------
-    classifier : Classifier
-        Around the network that is trained.
-    images, labels : Tensor
-        uint8 images (n, C, H, W), and labels (n,).
-    attacker : MaskedAttack
-    seed : int
-    """
-
-    classifier: Classifier
-    images: Tensor
-    labels: Tensor
-    attacker: MaskedAttack
-    seed: int
-
-    def __call__(self, network: nn.Module) -> float:
-        """Attack the network, and measure it."""
-        device = device_of(self.classifier, torch.device("cpu"))
-        right = 0
-        for start in range(0, len(self.images), AT_ONCE):
-            images = to_float(self.images[start : start + AT_ONCE].to(device))
-            labels = self.labels[start : start + AT_ONCE].to(device)
-            with reporting(Silent()):
-                attacked = self.attacker.maximize(self.classifier, images, labels, self.seed)
-            both = [self.classifier.predict(one) == labels for one in (images, attacked)]
-            right += int((both[0] & both[1]).sum())
-        return right / len(self.images)
-
-    def fingerprint(self) -> tuple[object, ...]:
-        """Give what the measure depends on, besides the network."""
-        return self.images, self.labels, self.attacker, self.seed
 
 
 class StillStatistics:

@@ -11,7 +11,6 @@ from demur.attacks import PGD
 from demur.classifier import Classifier
 from demur.commands.harden_steps import Given, Step
 from demur.commands.harden_training import (
-    RobustAccuracy,
     StillStatistics,
     descent,
     head_alone,
@@ -26,6 +25,7 @@ from demur.defenses import (
     LocalizedAdversarialTraining,
     MedianBlur,
 )
+from demur.defenses.attacked_batches import RobustAccuracy
 from demur.errors import DemurError, unknown
 from demur.training import Accuracy, EarlyStopping
 

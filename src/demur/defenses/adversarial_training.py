@@ -18,7 +18,7 @@ from demur.defenses.attacked_batches import AttackedBatches, LostMask, Mask, Mas
 from demur.defenses.base import Defense
 from demur.errors import DemurError
 from demur.threat import ThreatModel, as_threat
-from demur.training import fit
+from demur.training import BatchTransform, fit
 
 
 class AdversarialTraining(Defense):
@@ -109,7 +109,15 @@ class AdversarialTraining(Defense):
         self.mask_tensor = mask.detach().clone() if isinstance(mask, Tensor) else None
         self._mask_function = None if isinstance(mask, Tensor) else mask
 
-    def fit(self, images: Tensor, labels: Tensor, *, seed: int = 0, **options: Any) -> Self:
+    def fit(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        transform: BatchTransform | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Self:
         """Train on batches that are attacked at the current weights.
 
         During the attack, the network is in evaluation mode. Its batch statistics are those of the
@@ -119,6 +127,8 @@ class AdversarialTraining(Defense):
         ----------
         images : Tensor of shape (N, C, H, W), uint8 or float in [0, 1]
         labels : Tensor of shape (N,), integers in 0..num_classes-1
+        transform : callable, optional
+            Changes each batch before the attack, for example `training.CropAndFlip()`.
         seed, options
             Of `training.fit`: epochs, batch_size, device, optimizer, checkpoint, ...
 
@@ -133,10 +143,12 @@ class AdversarialTraining(Defense):
                 "training draws its batches at random, so a mask for each image does not fit them: "
                 "give a callable, mask(images, labels)."
             )
-        transform = AttackedBatches(self, self._attacker(), self.adversarial_fraction, seed)
+        batches = AttackedBatches(
+            self, self._attacker(), self.adversarial_fraction, seed, transform
+        )
         with self._fitting():
             self.history_ = fit(
-                self.module, images, labels, transform=transform, seed=seed, **options
+                self.module, images, labels, transform=batches, seed=seed, **options
             )
         return self
 

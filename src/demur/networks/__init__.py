@@ -17,6 +17,7 @@ from demur.networks.papers import background_class_network, dnr_cnn, localized_n
 from demur.networks.registry import build
 from demur.networks.residual import wide_resnet
 from demur.networks.resnet9 import resnet9
+from demur.networks.strided import strided_cnn
 from demur.networks.upsampled import enlarged_imagenet_network
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "imagenet_network",
     "localized_network",
     "resnet9",
+    "strided_cnn",
     "timm_network",
     "torchvision_network",
     "untrained_imagenet_network",

@@ -69,9 +69,14 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
     return replace(first, then=whole)
 
 
-def _attacked_images(profile: Profile, part: Part[SetProfile], seed: int) -> ImageSet:
-    drawn = part.test.sample(profile.attack.images, seeds.derive(seed, "attacked"))
-    return in_random_order(drawn, seed)
+def _loss_images(part: Part[SetProfile], seed: int) -> ImageSet:
+    """Give the test images of Figure 2 in random order. The first ones are attacked otherwise."""
+    wanted = part.settings.loss_images or len(part.test)
+    return in_random_order(part.test.sample(wanted, seeds.derive(seed, "attacked")), seed)
+
+
+def _first(images: ImageSet, count: int) -> ImageSet:
+    return images.subset(torch.arange(count))
 
 
 def _around_boxes(profile: Profile, part: Part[SetProfile], seed: int) -> list[Case]:
@@ -82,13 +87,18 @@ def _around_boxes(profile: Profile, part: Part[SetProfile], seed: int) -> list[C
             f"a box of {max(settings.boxes)} pixels a side does not lie in the images of "
             f"{part.train.name}, {size}x{size}."
         )
-    if settings.batch_size > len(part.train):
+    left = len(part.train) - (settings.held_out or 0)
+    if settings.batch_size > left:
         raise DemurError(
-            f"batch_size is {settings.batch_size}, but {part.train.name} has {len(part.train)} "
-            "training images."
+            f"batch_size is {settings.batch_size}, but {part.train.name} has {left} training "
+            "images that are not held out."
+        )
+    if settings.loss_images and settings.loss_images < attack.images:
+        raise DemurError(
+            f"loss_images is {settings.loss_images}, fewer than attack.images, {attack.images}."
         )
     _stage(settings).untrained(part.train, seed)
-    images = _attacked_images(profile, part, seed)
+    images = _first(_loss_images(part, seed), attack.images)
     few = images.sample(attack.calibration_images, seeds.derive(seed, "calibration"))
     natural = _trained(part, MODELS[0], None, seed)
     on = partial(Evaluate, natural, few, seed=seed, base=natural, split="calibration")
@@ -102,16 +112,32 @@ def _around_boxes(profile: Profile, part: Part[SetProfile], seed: int) -> list[C
 
 
 def _stage(settings: SetProfile) -> Stage:
-    return Stage(settings.network, settings.steps, settings.batch_size, settings.learning_rate)
+    return Stage(
+        settings.network,
+        settings.steps,
+        settings.batch_size,
+        settings.learning_rate,
+        held_out=settings.held_out,
+    )
+
+
+def _stages(settings: SetProfile, attacked: bool) -> list[tuple[float, int]]:
+    """Give the part of eps and the steps of each stage of a training."""
+    if not attacked:
+        return [(1.0, settings.steps)]
+    *before, last = settings.ramp
+    if settings.warm_up is None:
+        return [(factor, round(settings.steps / len(settings.ramp))) for factor in settings.ramp]
+    warm_up = [(factor, round(settings.warm_up / len(before))) for factor in before]
+    return [*warm_up, (last, settings.steps - settings.warm_up)]
 
 
 def _trained(part: Part[SetProfile], kind: str, threat: ThreatModel | None, seed: int) -> Train:
     """Train one of the three models; against a threat in stages of a growing eps."""
     settings = part.settings
-    ramp = settings.ramp if threat else (1.0,)
     model = None
-    for number, factor in enumerate(ramp):
-        recipe = replace(_stage(settings), number=number, stages=len(ramp))
+    for number, (factor, steps) in enumerate(_stages(settings, threat is not None)):
+        recipe = replace(_stage(settings), steps=steps, number=number)
         if threat:
             attack = PGD(settings.attack_steps, factor * settings.step_size, random_start=True)
             within = replace(threat, eps=factor * settings.eps)
@@ -126,12 +152,13 @@ def _attack_set(nodes: Nodes, part: Part[SetProfile], box: int, seed: int) -> No
     """Train the three models of a set, and attack them in each region."""
     attack, strongest = nodes.profile.attack, nodes.profile.strongest
     name, eps = part.settings.name, part.settings.eps
-    images = _attacked_images(nodes.profile, part, seed)
+    of_loss = _loss_images(part, seed)
+    images = _first(of_loss, attack.images)
     allowed = recipes.threats(eps, masks.centre_box((part.size, part.size), box, box), images, seed)
     trained_on = (None, allowed[EVERYWHERE], allowed[AROUND])
     models = [_trained(part, *pair, seed) for pair in zip(MODELS, trained_on, strict=True)]
     ensemble = Strongest(**strongest.model_dump(exclude={"images"}))
-    first = images.subset(torch.arange(strongest.images))
+    first = _first(images, strongest.images)
     sizes = {eps, *(min(1.0, factor * eps) for factor in attack.curve if factor)}
     descent = partial(recipes.paper_attack, attack.steps, attack.step_share)
     compared: list[Train | Evaluate] = []
@@ -141,12 +168,12 @@ def _attack_set(nodes: Nodes, part: Part[SetProfile], box: int, seed: int) -> No
         found: list[tuple[str, Evaluate]] = [("", on(part.test, None))]
         for region, threat in allowed.items():
             both = region in (EVERYWHERE, AROUND)
-            own = [aware(threat, descent(eps), keep="exact" if both else "nothing")]
-            own += [
+            own = [
                 aware(replace(threat, eps=size), descent(size, largest=False))
                 for size in (sorted(sizes) if both else [eps])
             ]
             if both:
+                own.append(on(of_loss, threat, descent(eps), attacker=AWARE, keep="exact"))
                 wrong = replace(threat, goal=Evade())
                 own.append(on(first, wrong, ensemble, attacker="strongest"))
             found += [(region, node) for node in own]
@@ -160,7 +187,7 @@ def _attack_set(nodes: Nodes, part: Part[SetProfile], box: int, seed: int) -> No
                 "full": bool(full),
             }
             nodes.cases.append(Case(node, labels))
-    given = (part.test, images, *compared)
+    given = (part.test, of_loss, *compared)
     nodes.losses[name] = Measure(recipes.losses, given, f"{name}: cross-entropy", attacked=True)
     nodes.boxes[name] = box
 

@@ -73,6 +73,9 @@ def show(nodes: Nodes, outputs: Outputs) -> Shown:
     """Show all, the paper's tables first."""
     figures = [figure for part in nodes.parts for figure in reported(part)]
     records = tables.labelled(outputs, [case for case in nodes.cases if case.labels["set"]])
+    # The images of the loss are more; accuracies are of those that every attack has.
+    attacked = pl.col("index") < nodes.profile.attack.images
+    records = records.filter((pl.col("attacker") == NONE) | attacked)
     worst = _worst(records.filter("full"))
     found = [*_losses(nodes, outputs), _accuracies(nodes, worst), _boxes(nodes, outputs)]
     shown = [beside(table, figures) for table in found]
@@ -112,7 +115,9 @@ def _losses(nodes: Nodes, outputs: Outputs) -> list[Table]:
     note = TEXTS["losses"].format(attack=nodes.profile.attack)
     for one in nodes.profile.sets:
         box = nodes.boxes[one.name]
-        note += TEXTS["losses of a set"].format(one=one, eps=written(one.eps), box=box)
+        images = "all" if one.loss_images is None else f"{one.loss_images:,}"
+        how = {"eps": written(one.eps), "box": box, "images": images}
+        note += TEXTS["losses of a set"].format(one=one, **how)
         rows = tables.measured_rows(outputs.value(nodes.losses[one.name]), one.name)
         losses += [row for row in rows if row.row in MODELS]
         changes += [replace(row, unit="%") for row in rows if row.row not in MODELS]
