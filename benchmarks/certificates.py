@@ -24,7 +24,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from demur import Classifier, data
 from demur.bounds import Propagation, Region, trace
 from demur.certificates import METHODS, certify
+from demur.evaluation.code import code_fingerprint
 from demur.networks import certified_cnn
 from demur.training import certified_fit
 
@@ -81,6 +82,7 @@ def ours(module: nn.Module, images: Tensor, rows: Tensor, eps: float, method: st
     return found.view(rows.shape[:2])
 
 
+@cache
 def peer() -> Any | None:
     """Give auto_LiRPA, or None with a message."""
     folder = os.environ.get(PEERS_PATH)
@@ -165,11 +167,12 @@ def compare(arguments: argparse.Namespace) -> bool:
     print("| method | demur s | proven | auto_LiRPA s | proven | ratio | least difference | mean |")
     print("|---|---|---|---|---|---|---|---|")
     fine = True
-    both = bool(os.environ.get(PEERS_PATH))
+    compared = 0
+    both = peer() is not None
+    code = code_fingerprint([certify])[:8]
     for method in METHODS:
-        name = (
-            f"{test.name}-{arguments.epochs}-{eps:g}-{len(images)}-{method}-{threads}-{both}.json"
-        )
+        parts = (test.name, arguments.epochs, f"{eps:g}", len(images), arguments.batch)
+        name = "-".join(map(str, (*parts, method, threads, both, code))) + ".json"
         kept = None if work is None else work / name
         if kept is not None and kept.exists():
             found = json.loads(kept.read_text(encoding="utf-8"))
@@ -184,10 +187,11 @@ def compare(arguments: argparse.Namespace) -> bool:
             cells += [f"{found['least']:.1e}", f"{100 * found['mean']:+.3f} %"]
             tight = found["least"] >= -LOOSER if method == "ibp" else found["mean"] >= -WITHIN
             fine &= tight
+            compared += 1
         print("| " + " | ".join([*cells, *[""] * (8 - len(cells))]) + " |", flush=True)
     whole, seconds = timed(lambda: certify(Classifier(module, 10), images, labels, f"linf:{eps}"))
     print(f"\ncertify, all methods in turn: {seconds:.2f} s, {whole.bounds()}")
-    if both:
+    if compared:
         print("Tightness: " + ("as it should be." if fine else "LOOSER than it should be."))
     return fine
 

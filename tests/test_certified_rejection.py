@@ -147,7 +147,7 @@ def test_the_check_of_an_attack_is_not_certified(tmp_path):
     models = {node.scored_on.name for node in study.nodes if hasattr(node, "attacker")}
     assert models - certified == {
         "CPR (unproven check), delta 0.1",
-        "CPR (unproven check) at 10% false rejection",
+        "CPR (unproven check) at 10 % false rejection",
     }
     threats = [(node, node.threat) for node in study.nodes if getattr(node, "threat", None)]
     forced = {node.on.name for node, threat in threats if threat.goal == ForceReject()}
@@ -181,7 +181,7 @@ def test_the_truth_lies_between_what_is_proven_and_what_is_not_broken(tmp_path):
     assert row["implied accuracy at 0.025"] <= row["not broken"]
     assert "implied accuracy at 0.025" not in rows["plain"]
     titles = {table.title: lookup(table) for table in results.tables}
-    assert len(titles[MATCHED.format("0.05")]["10% of the correct clean images rejected"]) == 4
+    assert len(titles[MATCHED.format("0.05")]["10 % of the correct clean images rejected"]) == 4
     smooth = titles[SMOOTHED.format("0.3")][""]["smoothing, sigma 0.25, delta 0.15"]
     assert smooth["proven"] <= smooth["not broken"] + 1e-9
     assert any("No image is certified and broken" in line for line in results.summary)

@@ -2,16 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from demur import REJECT, Classifier, DemurError, ThreatModel, load_model
 from demur.attacks import PGD
 from demur.certificates import Status, certified_radius, certify
 from demur.defenses import CertifiedConsistency
+from demur.defenses.smoothing_check import normal_quantile
 from demur.goals import AnyError
 from demur.networks import certified_cnn
+from demur.studies.certified_rejection.smoothing import OnExpectation
 from demur.training import GaussianNoise, fit
 from models import Linear, images_of
 
@@ -156,3 +160,31 @@ def test_noise_at_training_is_the_same_when_it_resumes():
     assert not torch.equal(noise(nn.Identity(), images, torch.zeros(4), 4)[0], once)
     module = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     fit(module, images, torch.tensor([0, 1, 0, 1]), epochs=1, batch_size=2, transform=noise)
+
+
+def test_the_quantile_has_scipys_values_and_an_exact_gradient_far_in_the_tail():
+    logs = torch.tensor([-0.6931, -1.0, -5.0, -20.0, -700.0, -1e4], dtype=torch.float64)
+    logs.requires_grad_()
+    found = normal_quantile(logs)
+    assert torch.allclose(torch.special.log_ndtr(found), logs, rtol=1e-9)
+    near = found[:4].detach()
+    assert near.numpy() == pytest.approx(stats.norm.ppf(logs[:4].detach().exp().numpy()), abs=1e-6)
+    found.sum().backward()
+    slope = (stats.norm.logpdf(found.detach()) - stats.norm.logcdf(found.detach())).clip(-700)
+    assert logs.grad.numpy() == pytest.approx(np.exp(-slope), rel=1e-6)
+
+
+@pytest.mark.parametrize("common", [False, True])
+def test_a_sure_network_does_not_blind_the_attack(common):
+    """R14: where the softmax is 0 and 1 in float32, the expectation has gradients all the same."""
+    network, _ = linear()
+    sharp = nn.Sequential(network, nn.Linear(2, 2, bias=False)).eval()
+    with torch.no_grad():
+        sharp[1].weight.copy_(300 * torch.eye(2))
+    images = images_of(8, size=4)
+    labels = Classifier(sharp, 2).predict(images)
+    defense = smoothed(sharp, 0.05)
+    attack = OnExpectation(PGD(steps=20, keep_maximizing=True), draws=16, common=common)
+    found = attack(defense, images, labels, ThreatModel("l2", 2.0))
+    assert int(found.zero_gradients.sum()) == 0 < int(found.backwards.sum())
+    assert int(found.success.sum()) >= 7

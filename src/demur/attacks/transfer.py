@@ -114,14 +114,34 @@ class Transfer(Attack):
             precision=precision,
             regularizer=regularizer,
         )
-        # The candidates are within the threat already: nothing is to be cut off.
-        free = replace(threat, eps=None)
-        return _Try()(
-            classifier,
-            images,
-            labels,
-            free,
-            seed=seed,
-            batch_size=batch_size,
-            starting_points=sent.candidates,
-        )
+        return tried(classifier, images, labels, threat, sent, seed=seed, batch_size=batch_size)
+
+
+def tried(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    sent: AttackResult,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> AttackResult:
+    """Evaluate the candidates of an attack on another classifier; see `Transfer`.
+
+    Returns
+    -------
+    AttackResult
+        Of this classifier. It has no backward passes.
+    """
+    # The candidates are within the threat already: nothing is to be cut off.
+    free = replace(threat, eps=None)
+    return _Try()(
+        classifier,
+        images,
+        labels,
+        free,
+        seed=seed,
+        batch_size=batch_size,
+        starting_points=sent.candidates,
+    )

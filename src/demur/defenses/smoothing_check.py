@@ -1,5 +1,7 @@
 """The module inside certified consistency by randomized smoothing (Cohen et al. 2019), for L2."""
 
+import math
+
 import torch
 from scipy import stats
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ SELECTING = 100
 GRADIENT_DRAWS = 64
 """Draws of the expectation that attacks differentiate."""
 AT_ONCE = 1024
+NEWTON = 8
+"""Steps of Newton's method; five reach the precision of float64."""
 NONE = -1.0
 """The radius of an image whose class is not decided."""
 
@@ -94,9 +98,15 @@ class SmoothedConsistent(nn.Module):
             sigma Phi^-1 of the means, and delta: an image is accepted if the best of them is above.
         """
         copies = (images[:, None] + noise).flatten(0, 1)
-        shares = self.network(copies).float().softmax(1)
-        mean = shares.view(len(images), noise.shape[1], -1).mean(1).clamp(1e-6, 1 - 1e-6)
-        scores = self.sigma * torch.special.ndtri(mean)
+        shares = self.network(copies).double().log_softmax(1)
+        draws = noise.shape[1]
+        # The mean of a class, and that of all others together: both keep their gradients near 0.
+        mean = shares.view(len(images), draws, -1).logsumexp(1) - math.log(draws)
+        itself = torch.eye(mean.shape[1], dtype=torch.bool, device=mean.device)
+        others = mean[:, None].masked_fill(itself, -math.inf).logsumexp(2)
+        likely = mean > others
+        size = normal_quantile(torch.where(likely, others, mean))
+        scores = self.sigma * torch.where(likely, -size, size).to(images.dtype)
         reject = torch.full_like(scores[:, :1], self.delta)
         return torch.cat([scores, reject], 1)
 
@@ -160,6 +170,41 @@ class SmoothedConsistent(nn.Module):
         """Give answers and radii of draws for a proof, delta and alpha, for certificates."""
         answers, radii, _ = self.smoothed(images, "certify")
         return answers, radii, self.delta, self.alpha
+
+
+def normal_quantile(log_share: Tensor) -> Tensor:
+    """Compute Phi^-1(exp(l)) for l of at most log(1/2), by Newton's method on log Phi.
+
+    `torch.special.ndtri(l.exp())` has no gradient where exp(l) is 0 in floating point. Attacks need
+    one there: the means of a sharp network are nearly 0 or 1.
+
+    Parameters
+    ----------
+    log_share : Tensor of float64
+
+    Returns
+    -------
+    Tensor
+        Its gradient is exact.
+
+    Examples
+    --------
+    >>> normal_quantile(torch.tensor([0.025, 0.5], dtype=torch.float64).log()).round(decimals=3)
+    tensor([-1.9600,  0.0000], dtype=torch.float64)
+    """
+    with torch.no_grad():
+        found = -(-2 * log_share).clamp(min=0).sqrt()  # left of it: Newton's steps do not overshoot
+        for _ in range(NEWTON):
+            found = found + (log_share - torch.special.log_ndtr(found)) / _slope(found)
+        slope = _slope(found)
+        found = found - log_share / slope
+    return found + log_share / slope
+
+
+def _slope(place: Tensor) -> Tensor:
+    """Give the derivative of log Phi."""
+    density = -0.5 * place.square() - 0.5 * math.log(2 * math.pi)
+    return (density - torch.special.log_ndtr(place)).exp()
 
 
 class Expected(nn.Module):

@@ -158,8 +158,8 @@ def _measured(
     # of every image are slow. So are kernels against all support vectors.
     proven_on = given.test
     trained = "certified" in name or name.startswith("learned")
-    if (machines or not trained) and profile.papers.images < len(given.test):
-        proven_on = given.test.sample(profile.papers.images, seeds.derive(seed, "fewer"))
+    if (machines or not trained) and profile.papers.images < len(given.attacked):
+        proven_on = given.attacked.sample(profile.papers.images, seeds.derive(seed, "fewer"))
     for eps in attack.eps:
         threat = ThreatModel("linf", eps)
         nodes.append(on(attacked, threat, ensemble, attacker="strongest", split="attacked"))

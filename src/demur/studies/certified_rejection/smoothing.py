@@ -1,13 +1,16 @@
 """The part in L2: certified consistency by randomized smoothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from demur import seeds
-from demur.attacks import PGD, Transfer
+from demur.attacks import PGD
 from demur.attacks.base import Attack
+from demur.attacks.book import Regularizer
+from demur.attacks.engine import GradientPrecision
 from demur.attacks.result import AttackResult
+from demur.attacks.transfer import tried
 from demur.certificates import Prover
 from demur.classifier import Classifier
 from demur.data import ImageSet
@@ -16,7 +19,7 @@ from demur.evaluation.nodes import Node, Train
 from demur.evaluation.on_images import Certify, Evaluate
 from demur.studies.certified_rejection.profile import SmoothingProfile
 from demur.studies.certified_rejection.recipes import Noisy, Smoothed
-from demur.threat import ThreatModel
+from demur.threat import ThreatModel, as_threat
 
 SPLIT = "smoothed"
 """The records of attacks in L2."""
@@ -27,6 +30,9 @@ AT_ONCE = 16
 @dataclass(frozen=True, repr=False)
 class OnExpectation(Attack):
     """Attack the expectation over some draws, and score the result with all draws.
+
+    Backward passes and zero gradients of the result are those of the expectation: an attack that
+    was blind is visible (R14).
 
     Parameters
     ----------
@@ -46,13 +52,28 @@ class OnExpectation(Attack):
         images: Tensor,
         labels: Tensor,
         threat: ThreatModel | str,
-        **options: object,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        precision: GradientPrecision = "auto",
+        regularizer: Regularizer | None = None,
     ) -> AttackResult:
         """Attack the surrogate of certified consistency by smoothing."""
         assert isinstance(classifier, CertifiedConsistency)
         surrogate = classifier.surrogate(self.draws, self.common)
-        transfer = Transfer(self.attack)
-        return transfer(classifier, images, labels, threat, surrogate=surrogate, **options)  # type: ignore[arg-type]
+        threat = as_threat(threat)
+        sent = self.attack(
+            surrogate,
+            images,
+            labels,
+            threat,
+            seed=seed,
+            batch_size=batch_size,
+            precision=precision,
+            regularizer=regularizer,
+        )
+        found = tried(classifier, images, labels, threat, sent, seed=seed, batch_size=batch_size)
+        return replace(found, backwards=sent.backwards, zero_gradients=sent.zero_gradients)
 
 
 def smoothed(
@@ -75,7 +96,13 @@ def smoothed(
     """
     certified = test.sample(profile.images, seeds.derive(seed, "smoothed"))
     attacked = certified.sample(profile.attacked, seeds.derive(seed, "smoothed, attacked"))
-    walk = PGD(steps=profile.steps, keep_maximizing=True)
+    # Fresh noise from the image itself; common noise from a random point.
+    walks = [
+        OnExpectation(
+            PGD(steps=profile.steps, random_start=common, keep_maximizing=True), common=common
+        )
+        for common in (False, True)
+    ]
     prover = Prover(steps=0)
     nodes: list[Node] = []
     for case in profile.cases:
@@ -90,12 +117,12 @@ def smoothed(
                 model,
                 attacked,
                 threat,
-                OnExpectation(walk, common=common),
+                walk,
                 seed=seed,
                 batch_size=AT_ONCE,
                 attacker="defence-aware",
                 split=SPLIT,
             )
-            for common in (False, True)
+            for walk in walks
         ]
     return nodes

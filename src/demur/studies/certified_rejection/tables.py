@@ -31,7 +31,7 @@ IMAGE = ["model", "image", "eps"]
 
 def at_rate(family: str, rate: float) -> str:
     """Name a model at a rate of false rejections."""
-    return f"{family} at {rate:.0%} false rejection"
+    return f"{family} at {100 * rate:g} % false rejection"
 
 
 def show(profile: Profile, outputs: Outputs) -> Shown:
@@ -69,7 +69,7 @@ def _at_eps(
 ) -> tuple[Table, Table]:
     """Make the tables of an eps: all models, and those at equal rejection of clean images."""
     matched = {
-        at_rate(family, rate): (family, f"{rate:.0%} of the correct clean images rejected")
+        at_rate(family, rate): (family, f"{100 * rate:g} % of the correct clean images rejected")
         for rate in profile.rates
         for family in FAMILIES
     }
