@@ -48,10 +48,10 @@ from demur.evaluation.scoring import Recipe, Row
 from demur.evaluation.store import Store
 from demur.files import file_digest
 from demur.hardware import keep_buffers
-from demur.metrics import clopper_pearson, paired_p_value
 from demur.networks import weights
 from demur.studies.enlarged_networks import HeadOnFeatures
 from demur.studies.image_networks import SmallResNet
+from harden_cells import attacked_cell, clean_cells, equal_cell, ratio_cell
 from hardened import Hardened, PlainCnn, inference, parity
 
 BASE: Final = "no defence"
@@ -245,41 +245,6 @@ def computed(nodes: Sequence[Node], given: argparse.Namespace) -> Outputs:
     return execute(done, store, Local(), environment, reuse_stale=given.reuse_stale)
 
 
-def percent(share: float) -> str:
-    """Write a share in %."""
-    return f"{100 * share:.1f}"
-
-
-def wrong_of(records: pl.DataFrame) -> pl.Series:
-    """Say for each image whether it is wrong and accepted."""
-    return records.sort("index")["outcome"] == "wrong"
-
-
-def clean_cells(records: pl.DataFrame) -> list[str]:
-    """Give accuracy, coverage, and wrong-and-accepted images, of clean images."""
-    count = records.height
-    found = {kind: int((records["outcome"] == kind).sum()) for kind in ("correct", "rejected")}
-    wrong = int(wrong_of(records).sum())
-    shares = (found["correct"], count - found["rejected"], wrong)
-    return [percent(one / count) for one in shares]
-
-
-def attacked_cell(records: pl.DataFrame, baseline: pl.DataFrame | None) -> str:
-    """Give the share that is wrong and accepted, and the difference from the baseline."""
-    wrong = wrong_of(records)
-    count = int(wrong.sum())
-    low, high = clopper_pearson(count, len(wrong))
-    said = f"{percent(count / len(wrong))} [{percent(low)}, {percent(high)}]"
-    if baseline is None:
-        return said
-    before = wrong_of(baseline)
-    gained, lost = int((wrong & ~before).sum()), int((before & ~wrong).sum())
-    way: Any = "less" if gained < lost else "greater"
-    chance = min(1.0, 2 * paired_p_value(gained, lost, len(wrong), alternative=way))
-    shown = "p < 0.001" if chance < 0.001 else f"p = {chance:.2g}"
-    return f"{said}; {100 * (gained - lost) / len(wrong):+.1f} ({shown})"
-
-
 def print_table(table: Table, outputs: Outputs, given: argparse.Namespace) -> None:
     """Print what is finished of a network."""
 
@@ -309,20 +274,12 @@ def print_table(table: Table, outputs: Outputs, given: argparse.Namespace) -> No
             compared = records(against[place]) if against and name != BASELINE else None
             cells.append("not run" if found is None else attacked_cell(found, compared))
         ratio = cost.get(name)
-        cells.append("not run" if ratio is None else _ratio(ratio))
+        cells.append("not run" if ratio is None else ratio_cell(ratio))
         equal = figures(table.parity[name])
-        cells.append(", ".join(_equal(one) for key, one in equal.items() if "equal" in key))
+        cells.append(", ".join(equal_cell(one) for key, one in equal.items() if "equal" in key))
         print(f"| {' | '.join(cells)} |")
     if base is not None and base.value is not None:
         print(f"\nThe base takes {base.value:.2f} ms of one processor for an image.")
-
-
-def _ratio(row: Row) -> str:
-    return f"{row.value:.2f} ({row.low:.2f} to {row.high:.2f})"
-
-
-def _equal(row: Row) -> str:
-    return "no" if row.value is None or row.n is None else f"{round(row.value * row.n)} of {row.n}"
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from demur.classifier import Classifier
 from demur.data import to_float
 from demur.errors import DemurError, amount
 from demur.metrics.intervals import clopper_pearson
+from demur.metrics.rejection.limits import just_below
 
 AT_ONCE = 64
 
@@ -127,7 +128,7 @@ def set_threshold(
         first = float(order[int(rule.false_rejection_rate * len(order) + 1e-9)])
     else:
         first = _first_accepted(order, acceptance[wrong], rule.max_wrong, rule.confidence)
-    classifier._accept_from(_just_below(order, first))
+    classifier._accept_from(just_below(order, first))
     decided = torch.cat([classifier.predict(to_float(part), AT_ONCE) for part in chunks])
     return _said(decided, labels, rule)
 
@@ -143,17 +144,6 @@ def _first_accepted(order: Tensor, wrong: Tensor, largest: float, confidence: fl
     refused = wrong.sort(descending=True).values[allowed]
     above = order[order > refused]
     return float(above[0]) if len(above) else math.inf
-
-
-def _just_below(order: Tensor, first: float) -> float:
-    """Give a threshold between the first accepted value and the largest rejected one."""
-    if math.isinf(first):
-        top = float(order[-1])
-        return top + max(1e-3, 1e-3 * abs(top))
-    below = order[order < first]
-    if not len(below):
-        return first - max(1e-6, 1e-6 * abs(first))
-    return (first + float(below[-1])) / 2
 
 
 def _said(decided: Tensor, labels: Tensor, rule: ThresholdRule) -> str:

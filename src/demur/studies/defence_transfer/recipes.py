@@ -25,6 +25,7 @@ from demur.defenses import (
 )
 from demur.defenses.filters import MedianFilter
 from demur.evaluation.scoring import TrainingInputs
+from demur.metrics.rejection.limits import just_below
 from demur.studies.recipes import SmallNetwork
 from demur.threat import ThreatModel
 
@@ -150,7 +151,7 @@ def reject_together(models: Sequence[Classifier], images: Tensor, rate: float) -
     ordered = [one.sort().values for one in acceptance]
     allowed = int(rate * len(images) + 1e-9)
     for count in range(allowed, -1, -1):
-        limits = [_below(one, count) for one in ordered]
+        limits = [just_below(one, float(one[count])) for one in ordered]
         refused = [given < limit for given, limit in zip(acceptance, limits, strict=True)]
         together = int(torch.stack(refused).any(0).sum())
         if together <= allowed:
@@ -158,15 +159,6 @@ def reject_together(models: Sequence[Classifier], images: Tensor, rate: float) -
     for model, limit in zip(models, limits, strict=True):
         model._accept_from(limit)
     return together / len(images)
-
-
-def _below(ordered: Tensor, count: int) -> float:
-    """Give a limit that lies above at most so many of the increasing numbers."""
-    first = float(ordered[count])
-    below = ordered[ordered < first]
-    if not len(below):
-        return first - max(1e-6, 1e-6 * abs(first))
-    return (first + float(below[-1])) / 2
 
 
 @dataclass(frozen=True)
