@@ -204,7 +204,8 @@ def normal_quantile(log_share: Tensor) -> Tensor:
 def _slope(place: Tensor) -> Tensor:
     """Give the derivative of log Phi."""
     density = -0.5 * place.square() - 0.5 * math.log(2 * math.pi)
-    return (density - torch.special.log_ndtr(place)).exp()
+    behind: Tensor = torch.special.log_ndtr(place)
+    return (density - behind).exp()
 
 
 class Expected(nn.Module):
