@@ -180,13 +180,13 @@ class HardenRun:
 
 
 def _tiny_delta(classifier: Classifier) -> list[str]:
-    """Warn of a consistency within delta that no change of a pixel by one step would meet."""
+    """Warn of a delta that is smaller than any change of an 8-bit image."""
     if not isinstance(classifier, CertifiedConsistency) or classifier.threshold >= TINY_DELTA:
         return []
     return [
-        f"Warning: delta is {classifier.threshold:.2g}, less than half a step of an 8-bit pixel. "
-        "The check rejects hardly any attacked image: the network was not trained for it "
-        "(`training.certified_fit`, or adversarial training for check_by=pgd)."
+        f"Warning: delta is {classifier.threshold:.2g}, less than half a step of an 8-bit pixel: "
+        "the check proves almost nothing. The network was not trained for it "
+        "(`training.certified_fit`)."
     ]
 
 
