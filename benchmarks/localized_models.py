@@ -79,7 +79,8 @@ class Bench:
     def attack(self, kind: str) -> None:
         """Train a model, and attack it in both regions."""
         node, profile = self.model(kind), self.profile
-        print(node.recipe, flush=True)
+        assert isinstance(node.recipe, Stage)
+        print(replace(node.recipe, threat=None), flush=True)  # without the pixels of its mask
         self.say("training", node)
         self.say("clean", Evaluate(node, self.part.test, None))
         descent = paper_attack(
