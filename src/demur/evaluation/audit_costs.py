@@ -25,7 +25,13 @@ from demur.evaluation.audit_tests import TestStep
 from demur.evaluation.selftests import SelfTest
 
 TRIMMED: Final = (
-    *("sweep", "force reject", "BPDA", "transfer", "certificates", "self-tests", "ensemble"),
+    "sweep",
+    "force reject",
+    "BPDA",
+    "transfer",
+    "certificates",
+    "self-tests",
+    "ensemble",
 )
 """What `--max-minutes` leaves out, in this order, until the rest fits."""
 

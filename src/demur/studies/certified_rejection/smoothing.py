@@ -1,14 +1,13 @@
 """The part in L2: certified consistency by randomized smoothing."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from demur import seeds
 from demur.attacks import PGD
 from demur.attacks.base import Attack
-from demur.attacks.book import Regularizer
-from demur.attacks.engine import GradientPrecision
 from demur.attacks.result import AttackResult
 from demur.attacks.transfer import tried
 from demur.certificates import Prover
@@ -52,27 +51,15 @@ class OnExpectation(Attack):
         images: Tensor,
         labels: Tensor,
         threat: ThreatModel | str,
-        *,
-        seed: int = 0,
-        batch_size: int | None = None,
-        precision: GradientPrecision = "auto",
-        regularizer: Regularizer | None = None,
+        **options: Any,
     ) -> AttackResult:
         """Attack the surrogate of certified consistency by smoothing."""
         assert isinstance(classifier, CertifiedConsistency)
         surrogate = classifier.surrogate(self.draws, self.common)
         threat = as_threat(threat)
-        sent = self.attack(
-            surrogate,
-            images,
-            labels,
-            threat,
-            seed=seed,
-            batch_size=batch_size,
-            precision=precision,
-            regularizer=regularizer,
-        )
-        found = tried(classifier, images, labels, threat, sent, seed=seed, batch_size=batch_size)
+        sent = self.attack(surrogate, images, labels, threat, **options)
+        shared = {key: options[key] for key in ("seed", "batch_size") if key in options}
+        found = tried(classifier, images, labels, threat, sent, **shared)
         return replace(found, backwards=sent.backwards, zero_gradients=sent.zero_gradients)
 
 

@@ -114,8 +114,7 @@ def _models(profile: Profile, train: ImageSet, validation: ImageSet, seed: int) 
     plain = SmallNetwork(profile.epochs, profile.batch_size)
     background = replace(plain, backgrounds=profile.made_per_kind)
     attacked = AttackedTraining(
-        profile.attacked_epochs,
-        profile.batch_size,
+        replace(plain, epochs=profile.attacked_epochs),
         PGD(steps=profile.attack_steps, random_start=True),
         ThreatModel("linf", profile.attack.eps),
     )

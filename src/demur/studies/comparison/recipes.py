@@ -4,22 +4,25 @@ from dataclasses import dataclass
 
 import torch
 
-from demur import masks
+from demur import masks, seeds
 from demur.attacks.base import Attack
 from demur.classifier import Classifier
+from demur.data import synthetic_backgrounds
 from demur.defenses import AdversarialTraining, DeepNeuralRejection, EitherRejects
 from demur.evaluation.scoring import TrainingInputs
-from demur.studies.recipes import small_network
+from demur.studies.recipes import SmallNetwork
 from demur.threat import ThreatModel
 
 
 @dataclass(frozen=True)
 class AttackedTraining:
-    """Train a network on attacked images.
+    """Train a network on attacked images (a recipe).
 
     Parameters
     ----------
-    epochs, batch_size : int
+    plain : SmallNetwork
+        The network, its filter, its backgrounds and its training. Backgrounds are attacked too, as
+        images of one further class.
     attack : Attack
     threat : ThreatModel
     box : int, optional
@@ -27,8 +30,7 @@ class AttackedTraining:
         training. Without it the attack may change the whole image.
     """
 
-    epochs: int
-    batch_size: int
+    plain: SmallNetwork
     attack: Attack
     threat: ThreatModel
     box: int | None = None
@@ -36,17 +38,21 @@ class AttackedTraining:
     def train(self, given: TrainingInputs) -> Classifier:
         """Train; see `demur.evaluation.scoring.Recipe`."""
         data = given.data
-        network = small_network(data, data.num_classes, given.seed)
+        classes = data.num_classes
+        whole = self.plain.untrained(data, given.seed)
         around = None
         if self.box is not None:
             height, width = data.images.shape[2:]
             around = masks.outside(masks.centre_box((height, width), self.box, self.box))
+        made = self.plain.backgrounds
+        if made:
+            data = synthetic_backgrounds(data, made, seeds.derive(given.seed, "made"))
         defense = AdversarialTraining(
-            network, data.num_classes, self.attack, self.threat, mask=around
+            whole.module, classes + (made > 0), self.attack, self.threat, mask=around
         )
-        options = given.options(self.epochs, self.batch_size)
-        defense.fit(data.images, data.labels, **options)
-        return Classifier(network, data.num_classes)
+        options = given.options(self.plain.epochs, self.plain.batch_size)
+        defense.fit(data.images, data.labels.clamp(max=classes), **options)
+        return whole
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from demur.evaluation.nodes import Node, Train
 from demur.evaluation.on_images import Evaluate
 from demur.evaluation.tables import Case
 from demur.studies.comparison.plan import LAYERS, Material, gathered
+from demur.studies.comparison.recipes import AttackedTraining
 from demur.studies.defence_transfer.designs import (
     BASELINE,
     DEFENCES,
@@ -23,12 +24,7 @@ from demur.studies.defence_transfer.designs import (
     pairs_of,
 )
 from demur.studies.defence_transfer.profile import Profile
-from demur.studies.defence_transfer.recipes import (
-    AttackedTraining,
-    Rejection,
-    ThroughBox,
-    TwoFilters,
-)
+from demur.studies.defence_transfer.recipes import Rejection, ThroughBox, TwoFilters
 from demur.studies.defence_transfer.tables import show
 from demur.studies.material import describe_parts
 from demur.studies.recipes import SmallNetwork

@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from demur import masks, seeds
 from demur.attacks.base import Attack
 from demur.attacks.result import AttackResult
 from demur.attacks.wrappers import BPDA
 from demur.classifier import Classifier
-from demur.data import ImageSet, synthetic_backgrounds
+from demur.data import ImageSet
 from demur.defenses import (
-    AdversarialTraining,
     ConfidenceThreshold,
     DeepNeuralRejection,
     EitherRejects,
@@ -27,48 +25,6 @@ from demur.defenses.filters import MedianFilter
 from demur.evaluation.scoring import TrainingInputs
 from demur.metrics.rejection.limits import just_below
 from demur.studies.recipes import SmallNetwork
-from demur.threat import ThreatModel
-
-
-@dataclass(frozen=True)
-class AttackedTraining:
-    """Train a network on attacked images (a recipe).
-
-    Parameters
-    ----------
-    plain : SmallNetwork
-        The network, its filter, its backgrounds and its training. Backgrounds are attacked too, as
-        images of one further class.
-    attack : Attack
-    threat : ThreatModel
-    box : int, optional
-        Side of a centred box that the attack leaves alone, in pixels: localized adversarial
-        training. Without it the attack may change the whole image.
-    """
-
-    plain: SmallNetwork
-    attack: Attack
-    threat: ThreatModel
-    box: int | None = None
-
-    def train(self, given: TrainingInputs) -> Classifier:
-        """Train; see `demur.evaluation.scoring.Recipe`."""
-        data = given.data
-        classes = data.num_classes
-        whole = self.plain.untrained(data, given.seed)
-        around = None
-        if self.box is not None:
-            height, width = data.images.shape[2:]
-            around = masks.outside(masks.centre_box((height, width), self.box, self.box))
-        made = self.plain.backgrounds
-        if made:
-            data = synthetic_backgrounds(data, made, seeds.derive(given.seed, "made"))
-        defense = AdversarialTraining(
-            whole.module, classes + (made > 0), self.attack, self.threat, mask=around
-        )
-        options = given.options(self.plain.epochs, self.plain.batch_size)
-        defense.fit(data.images, data.labels.clamp(max=classes), **options)
-        return whole
 
 
 @dataclass(frozen=True)
