@@ -4,8 +4,8 @@ Zhang et al. 2018, "Efficient neural network robustness certification with gener
 functions" (CROWN).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,26 @@ Slope = Literal["adaptive", "flat", "steep"]
 """The lower line of an undecided rectifier: of the smaller area, or always one of the two."""
 
 LEAST = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """The lower lines of rectifiers, row by row, and what is known of the signs of their inputs.
+
+    Attributes
+    ----------
+    slopes : mapping of int to Tensor of shape (R, *node), in [0, 1]
+        For each rectifier. 0 is its flat lower line, and 1 its steep one; each value is sound.
+    multipliers : mapping of int to Tensor of shape (R, *node)
+        Where the input z of a rectifier is known to have a sign, a number of this sign: it times z
+        is not negative, and is subtracted (Wang et al. 2021). 0 elsewhere.
+    seen : dict of int to Tensor of shape (R, *node)
+        The coefficients of each rectifier, from the last pass.
+    """
+
+    slopes: Mapping[int, Tensor]
+    multipliers: Mapping[int, Tensor] = field(default_factory=dict)
+    seen: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,7 +63,7 @@ class Rectifier(Operation):
             return values.relu()
         return nn.functional.leaky_relu(values, self.slope)
 
-    def lines(self, rows: Tensor, given: Interval, kind: Slope) -> Lines:
+    def lines(self, rows: Tensor, given: Interval, kind: Slope | Tensor) -> Lines:
         """Bound rows @ output from below by a linear function of the input.
 
         Parameters
@@ -51,12 +71,15 @@ class Rectifier(Operation):
         rows : Tensor of shape (R, *node)
         given : Interval
             Of the input, for each row, or (1, *node) for all of them.
-        kind : {"adaptive", "flat", "steep"}
+        kind : {"adaptive", "flat", "steep"}, or Tensor of shape (R, *node)
+            The lower line; numbers from 0, flat, to 1, steep.
         """
         low, high = given
         chord = (high - self.slope * low) / (high - low).clamp(min=LEAST)
         start = high * (1 - chord)
-        if kind == "adaptive":
+        if isinstance(kind, Tensor):
+            lower = self.slope + (1 - self.slope) * kind
+        elif kind == "adaptive":
             lower = torch.where(high > -low, 1.0, self.slope)
         else:
             lower = torch.full_like(high, self.slope if kind == "flat" else 1.0)
@@ -90,7 +113,7 @@ class MaxPool(Operation):
             values, self.kernel, self.stride, self.padding, ceil_mode=self.ceil
         )
 
-    def lines(self, rows: Tensor, given: Interval, kind: Slope) -> Lines:
+    def lines(self, rows: Tensor, given: Interval, kind: Slope | Tensor) -> Lines:
         """Take the value with the largest lower bound for positive coefficients.
 
         For negative ones, it is that value where no other value of the window can be larger, and

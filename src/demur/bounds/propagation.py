@@ -7,13 +7,13 @@ intervals of IBP for the inner nodes, CROWN with intervals from CROWN itself.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from demur.bounds.affine import Constant, Input
-from demur.bounds.curved import MaxPool, Own, Rectifier, Slope
+from demur.bounds.curved import MaxPool, Own, Rectifier, Relaxation, Slope
 from demur.bounds.held import Held, Interval
 from demur.bounds.region import Region
 from demur.bounds.rules import Decision
@@ -60,6 +60,15 @@ class Propagation:
         self.intervals: list[Interval] = []
         self._ready: dict[int, list[Tensor]] = {}
 
+    def select(self, index: Tensor) -> Self:
+        """Give the bounds of the images at `index`, which may name an image several times."""
+        found = type(self)(self.graph, _NOTHING, self.allowed.select(index))
+        found.tensors = self.tensors
+        found.modules = self.modules
+        found._ready = self._ready
+        found.intervals = [one.of(index) for one in self.intervals]
+        return found
+
     def weights(self, place: int) -> list[Tensor]:
         """Give the tensors of a node, in the precision of the region."""
         if place not in self._ready:
@@ -89,7 +98,7 @@ class Propagation:
         curved = self._before_curves()
         straight = self._straight()
         for place, node in enumerate(self.graph.nodes):
-            self.intervals.append(self._interval(node, place))
+            self.intervals.append(self.interval(node, place))
             if place not in curved or not node.operation.affine:
                 continue
             ball = self.allowed.eps is not None and straight[place]
@@ -97,7 +106,8 @@ class Propagation:
                 self.intervals[place] = self._tightened(place)
         return self.intervals
 
-    def _interval(self, node: Node, place: int) -> Interval:
+    def interval(self, node: Node, place: int) -> Interval:
+        """Bound a node by the intervals of its inputs."""
         operation = node.operation
         if isinstance(operation, Input):
             return self.allowed.box
@@ -159,7 +169,11 @@ class Propagation:
         return max(1, ENTRIES // max(1, largest))
 
     def backwards(
-        self, place: int, rows: Tensor, owner: Tensor | int, slope: Slope = "adaptive"
+        self,
+        place: int,
+        rows: Tensor,
+        owner: Tensor | int,
+        slope: Slope | Relaxation = "adaptive",
     ) -> Bounded:
         """Bound rows @ node from below by a linear function of the images.
 
@@ -172,9 +186,12 @@ class Propagation:
         rows : Tensor of shape (R, *node)
         owner : Tensor of shape (R,), int64, or int
             The image of each row, or of all rows.
-        slope : {"adaptive", "flat", "steep"}
+        slope : {"adaptive", "flat", "steep"} or Relaxation
+            The lower lines of rectifiers. A relaxation has those of all rows, which then go back
+            together.
         """
-        if torch.compiler.is_exporting() or len(rows) <= self.at_once:
+        together = torch.compiler.is_exporting() or isinstance(slope, Relaxation)
+        if together or len(rows) <= self.at_once:
             return self._backwards(place, rows, owner, slope)
         parts = []
         for start in range(0, len(rows), self.at_once):
@@ -183,7 +200,9 @@ class Propagation:
             parts.append(self._backwards(place, rows[some], own, slope))
         return Bounded(*(torch.cat(one) for one in zip(*parts, strict=True)))
 
-    def _backwards(self, place: int, rows: Tensor, owner: Tensor | int, slope: Slope) -> Bounded:
+    def _backwards(
+        self, place: int, rows: Tensor, owner: Tensor | int, slope: Slope | Relaxation
+    ) -> Bounded:
         waiting = {place: rows}
         constant = torch.zeros(len(rows), dtype=rows.dtype, device=rows.device)
         size = torch.zeros_like(constant)
@@ -199,7 +218,7 @@ class Propagation:
         return Bounded(constant - slack, slack)
 
     def _back(
-        self, number: int, rows: Tensor, owner: Tensor | int, slope: Slope
+        self, number: int, rows: Tensor, owner: Tensor | int, slope: Slope | Relaxation
     ) -> tuple[list[tuple[int, Tensor]], Tensor, Tensor | None]:
         """Take coefficients of a node to its inputs."""
         node = self.graph.nodes[number]
@@ -215,9 +234,15 @@ class Propagation:
             return list(zip(node.inputs, sent, strict=True)), _filled(more, rows), None
         if isinstance(operation, Rectifier | MaxPool):
             (source,) = node.inputs
-            given = self.intervals[source]
-            lines = operation.lines(rows, given.of(owner), slope)
-            return [(source, lines.rows)], lines.constant, None
+            given = self.intervals[source].of(owner)
+            if not isinstance(slope, Relaxation):
+                lines = operation.lines(rows, given, slope)
+                return [(source, lines.rows)], lines.constant, None
+            if isinstance(operation, Rectifier):
+                slope.seen[number] = rows.detach()
+            lines = operation.lines(rows, given, slope.slopes.get(number, "adaptive"))
+            signed = lines.rows - slope.multipliers.get(number, 0.0)
+            return [(source, signed)], lines.constant, None
         bound, size = self._stopped(number, rows.unsqueeze(1), owner)
         return [], bound.squeeze(1), size.squeeze(1)
 
@@ -287,6 +312,9 @@ class Propagation:
             module: Any = self.modules[operation.path]
             bound = torch.maximum(bound, module.interval(*given, rows)[0].to(bound))
         return bound, size
+
+
+_NOTHING = nn.Module()
 
 
 def _is_edge(node: Node) -> bool:

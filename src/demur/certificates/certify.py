@@ -9,7 +9,7 @@ from torch import Tensor
 
 from demur.attacks import AttackResult
 from demur.bounds import UnsupportedLayerError
-from demur.certificates.problem import METHODS, Method, Problem
+from demur.certificates.problem import ALL_METHODS, METHODS, SPLITS, Method, Problem
 from demur.certificates.status import Certificate, Status, UnsoundBoundError
 from demur.classifier import (
     Classifier,
@@ -40,6 +40,7 @@ def certify(
     result: AttackResult | None = None,
     *,
     batch_size: int = AT_ONCE,
+    splits: int = SPLITS,
 ) -> Certificate:
     """Prove, image by image, that an attacker cannot reach the goal.
 
@@ -55,13 +56,17 @@ def certify(
     labels : Tensor of shape (N,), integers in 0..num_classes-1
     threat : ThreatModel or str
         Norm "linf" or "l2", with an eps. The goal says what is excluded; a mask shrinks the box.
-    methods : sequence of {"ibp", "crown-ibp", "crown"}, default all
-        They run in this order, each on the images that are not proven yet. `CertifiedConsistency`
-        by randomized smoothing is certified by smoothing alone.
+    methods : sequence of str, default ("ibp", "crown-ibp", "crown")
+        They run in this order, each on the images that are not proven yet. Two slower ones are
+        "alpha-crown", which optimises the lower lines of rectifiers, and "branching", which also
+        splits rectifiers. `CertifiedConsistency` by randomized smoothing is certified by smoothing
+        alone.
     result : AttackResult, optional
         Of an attack on the same images. Where it succeeded within the threat, the image is BROKEN.
     batch_size : int, default 32
         Images at a time, at most: fewer where their intervals would take more than half a gigabyte.
+    splits : int, default 100
+        How many times "branching" splits the region for a wrong class, at most.
 
     Returns
     -------
@@ -86,13 +91,13 @@ def certify(
 
     Notes
     -----
-    IBP: Gowal et al. 2018. CROWN: Zhang et al. 2018. CROWN-IBP: Zhang et al. 2020. Rejection: see
-    docs/certificates.md.
+    IBP: Gowal et al. 2018. CROWN: Zhang et al. 2018. CROWN-IBP: Zhang et al. 2020. alpha-CROWN: Xu
+    et al. 2021. Branching: Wang et al. 2021. Rejection: see docs/certificates.md.
     """
     check_classifier(classifier)
     check_images(images)
     check_labels(labels, len(images), classifier.num_classes)
-    check_counts(batch_size=batch_size)
+    check_counts(batch_size=batch_size, splits=splits)
     chosen = checked_methods(methods)
     threat = checked_threat(threat, images)
     labels = labels.long()
@@ -103,7 +108,7 @@ def certify(
     broken = threat.goal.success(scores, labels.to(scores.device), classifier.num_classes).cpu()
     if result is not None:
         broken |= _broken_by(classifier, images, labels, threat, result)
-    found = proofs(classifier, images, labels, threat, chosen, ~broken, batch_size)
+    found = proofs(classifier, images, labels, threat, chosen, ~broken, batch_size, splits)
     if result is not None or bool(broken.any()):
         _check_sound(classifier, images, labels, threat, broken, chosen, batch_size)
     status = torch.where(found.margin > 0, int(Status.CERTIFIED), int(Status.UNKNOWN))
@@ -166,13 +171,14 @@ def proofs(
     methods: Sequence[Method],
     wanted: Tensor,
     batch_size: int,
+    splits: int = SPLITS,
 ) -> Proofs:
     """Bound the margins of the images that are wanted (N,)."""
     margin = torch.full((len(images),), -torch.inf, dtype=torch.float64)
     by = [""] * len(images)
     device = device_of(classifier, images.device)
     try:
-        problem = Problem.of(classifier, images[:2].to(device))
+        problem = Problem.of(classifier, images[:2].to(device), splits)
         precise = torch.autocast(device.type, enabled=False)
         with torch.no_grad(), tuned(), precise, job("certificates", len(methods)) as progress:
             for method in methods:
@@ -199,11 +205,11 @@ def checked_methods(methods: Sequence[str]) -> tuple[Method, ...]:
     """Give the methods, or raise DemurError."""
     named = [methods] if isinstance(methods, str) else list(methods)
     if not named:
-        raise DemurError(f"name at least one method: {', '.join(METHODS)}.")
-    known: dict[str, Method] = {one: one for one in METHODS}
+        raise DemurError(f"name at least one method: {', '.join(ALL_METHODS)}.")
+    known: dict[str, Method] = {one: one for one in ALL_METHODS}
     for one in named:
         if one not in known:
-            raise unknown("method of certificates", str(one), METHODS)
+            raise unknown("method of certificates", str(one), ALL_METHODS)
     return tuple(known[one] for one in named)
 
 

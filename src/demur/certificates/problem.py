@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from demur.bounds import Propagation, Region, UnsupportedLayerError, trace
+from demur.bounds.optimised import ROWS, branched, optimised
 from demur.bounds.propagation import Bounded
 from demur.bounds.rules import (
     ConfidenceRule,
@@ -22,9 +23,13 @@ from demur.classifier import Classifier, evaluating
 from demur.goals import AnyError, ForceReject
 from demur.threat import ThreatModel
 
-Method = Literal["ibp", "crown-ibp", "crown"]
-METHODS: tuple[Method, ...] = get_args(Method)
+Method = Literal["ibp", "crown-ibp", "crown", "alpha-crown", "branching"]
+ALL_METHODS: tuple[Method, ...] = get_args(Method)
 """The deterministic methods, from the fastest to the slowest."""
+METHODS = ALL_METHODS[:3]
+"""Those without gradient steps: the default."""
+SPLITS = 100
+"""The default of `splits`."""
 
 VALUES = 1 << 25
 """Intervals that are held at a time: 16 bytes each."""
@@ -46,6 +51,8 @@ class Problem:
         None: the scores decide, with or without a reject column.
     stricter : bool
         Whether more may be rejected than the rule rejects.
+    splits : int
+        Of a score difference, by the method "branching".
     """
 
     classifier: Classifier
@@ -53,9 +60,10 @@ class Problem:
     scores: int
     rule: RejectRule | None
     stricter: bool
+    splits: int = SPLITS
 
     @classmethod
-    def of(cls, classifier: Classifier, images: Tensor) -> "Problem":
+    def of(cls, classifier: Classifier, images: Tensor, splits: int = SPLITS) -> "Problem":
         """Trace a classifier on a few images, in evaluation mode and float32.
 
         Raises
@@ -82,7 +90,7 @@ class Problem:
                     rule, stricter = None, True
                 break
             rule, stricter = None, True
-        return cls(classifier, graph, place, rule, stricter)
+        return cls(classifier, graph, place, rule, stricter, splits)
 
     @property
     def columns(self) -> int:
@@ -104,7 +112,7 @@ class Problem:
         labels : Tensor of shape (N,), int64
         threat : ThreatModel
             Of these images.
-        method : {"ibp", "crown-ibp", "crown"}
+        method : one of ALL_METHODS
         """
         goal = threat.goal
         rule = self.rule
@@ -164,7 +172,7 @@ class Problem:
             norm = "linf"  # the box around the Euclidean ball, wider by delta everywhere
         region = Region.around(images.double(), threat.eps, norm, threat.mask, less)
         propagation = Propagation(self.graph, self.classifier, region)
-        propagation.forwards(tighten=method == "crown")
+        propagation.forwards(tighten=method not in ("ibp", "crown-ibp"))
         return propagation
 
     def _lower(
@@ -173,7 +181,7 @@ class Problem:
         """Bound rows (N, P, columns) @ scores from below, (N, P).
 
         Of each group of `options` rows, one that is above 0 is enough: linear functions are left
-        out for groups that have one.
+        out for groups that have one. Slopes are optimised for the best row of each other group.
         """
         best = propagation.lower_by_intervals(self.scores, rows)
         if method == "ibp":
@@ -193,7 +201,45 @@ class Problem:
             better = found.lower > lower[wanted]
             lower[wanted] = torch.where(better, found.lower, lower[wanted])
             slack[wanted] = torch.where(better, found.slack, slack[wanted])
+        if method in ("alpha-crown", "branching"):
+            # Without groups, bounds above 0 are not the aim: there is no end to splits.
+            splits = self.splits if method == "branching" and options is not None else 0
+            groups = lower.view(-1, options or 1)
+            first = torch.arange(len(groups), device=rows.device) * groups.shape[1]
+            chosen = (first + groups.argmax(1))[groups.amax(1) <= 0]
+            given = flat[chosen], owner[chosen]
+            better = self._optimised(propagation, *given)
+            if splits:
+                better = self._branched(propagation, *given, better)
+            lower[chosen] = torch.maximum(lower[chosen], better)
         return Bounded(lower.view(count, each), slack.view(count, each))
+
+    def _optimised(self, propagation: Propagation, rows: Tensor, owner: Tensor) -> Tensor:
+        """Bound rows (R, columns) @ scores with optimised slopes."""
+        found = torch.empty(len(rows), dtype=rows.dtype, device=rows.device)
+        for some in torch.split(torch.arange(len(rows), device=rows.device), ROWS):
+            given = propagation.select(owner[some])
+            found[some] = optimised(given, self.scores, rows[some])[0].lower
+        return found
+
+    def _branched(
+        self, propagation: Propagation, rows: Tensor, owner: Tensor, lower: Tensor
+    ) -> Tensor:
+        """Bound rows with splits: the worst row of each image first, and no other if it fails."""
+        lower = lower.clone()
+        left = lower <= 0
+        while bool(left.any()):
+            worst: dict[int, int] = {}
+            for place in lower.argsort().tolist():
+                if left[place]:
+                    worst.setdefault(int(owner[place]), place)
+            some = torch.tensor(list(worst.values()), device=rows.device)
+            given = propagation.select(owner[some])
+            found = branched(given, self.scores, rows[some], self.splits)
+            lower[some] = torch.maximum(lower[some], found)
+            left[some] = False
+            left &= ~torch.isin(owner, owner[some[found <= 0]])
+        return lower
 
 
 def proven_within(rule: ConsistencyRule, threat: ThreatModel, images: Tensor) -> float:

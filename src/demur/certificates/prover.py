@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from demur.certificates.certify import AT_ONCE, certify
-from demur.certificates.problem import METHODS
+from demur.certificates.problem import METHODS, SPLITS
 from demur.certificates.radius import certified_radius
 from demur.certificates.status import Certificate, Status
 from demur.classifier import Classifier
@@ -24,6 +24,8 @@ class Prover:
     steps : int, default 8
         Halvings for the certified radius. 0: no radius.
     batch_size : int, default 32
+    splits : int, default 100
+        As for `certify`; the radius is computed with the default.
 
     Examples
     --------
@@ -39,6 +41,7 @@ class Prover:
     methods: tuple[str, ...] = METHODS
     steps: int = 8
     batch_size: int = AT_ONCE
+    splits: int = SPLITS
 
     def certify(
         self, classifier: Classifier, images: Tensor, labels: Tensor, threat: ThreatModel
@@ -50,8 +53,15 @@ class Prover:
         self, classifier: Classifier, images: Tensor, labels: Tensor, threat: ThreatModel
     ) -> tuple[Certificate, Tensor, Tensor]:
         """Give the certificate, too. The radius is NaN where none was computed."""
-        options = {"methods": self.methods, "batch_size": self.batch_size}
-        found = certify(classifier, images, labels, threat, **options)  # type: ignore[arg-type]
+        found = certify(
+            classifier,
+            images,
+            labels,
+            threat,
+            self.methods,
+            batch_size=self.batch_size,
+            splits=self.splits,
+        )
         certified = found.status == Status.CERTIFIED
         radius = torch.full((len(images),), torch.nan, dtype=torch.float64)
         smoothed = getattr(classifier.module, "smoothed_radii", None)
