@@ -26,8 +26,12 @@ class Operation:
 
     @property
     def tensors(self) -> tuple[Held, ...]:
-        """The weights and constants, in the order of `interval` and `transpose`."""
+        """The weights and constants that `ready` takes."""
         return ()
+
+    def ready(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Give what `interval`, `transpose` and `offset` take: computed once for all of them."""
+        return list(tensors)
 
     def interval(self, tensors: Sequence[Tensor], given: Sequence[Interval]) -> Interval:
         """Bound the output, from bounds of the inputs (N, ...)."""
@@ -93,10 +97,10 @@ class Linear(Operation):
 
     def interval(self, tensors: Sequence[Tensor], given: Sequence[Interval]) -> Interval:
         """Centre and radius: the radius is multiplied by the absolute weights."""
-        weight = tensors[0]
+        half = tensors[0] / 2
         bias = tensors[1] if len(tensors) > 1 else None
-        centre = nn.functional.linear(given[0].centre, weight, bias)
-        radius = nn.functional.linear(given[0].half_width, weight.abs())
+        centre = nn.functional.linear(given[0].lower + given[0].upper, half, bias)
+        radius = nn.functional.linear(given[0].upper - given[0].lower, half.abs())
         return Interval(centre - radius, centre + radius)
 
     def transpose(
@@ -127,10 +131,11 @@ class Convolution(Operation):
 
     def interval(self, tensors: Sequence[Tensor], given: Sequence[Interval]) -> Interval:
         """Centre and radius: the radius is convolved with the absolute weights."""
-        weight = tensors[0]
+        half = tensors[0] / 2
         bias = tensors[1] if len(tensors) > 1 else None
-        centre = nn.functional.conv2d(given[0].centre, weight, bias, *self.options)
-        radius = nn.functional.conv2d(given[0].half_width, weight.abs(), None, *self.options)
+        both, width = given[0].lower + given[0].upper, given[0].upper - given[0].lower
+        centre = nn.functional.conv2d(both, half, bias, *self.options)
+        radius = nn.functional.conv2d(width, half.abs(), None, *self.options)
         return Interval(centre - radius, centre + radius)
 
     def transpose(
@@ -208,7 +213,8 @@ class Normalisation(Scale):
         parts = (self.factor, self.shift, self.weight, self.bias)
         return tuple(one for one in parts if one is not None)
 
-    def _parts(self, tensors: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    def line(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Give the factor and the shift of each channel, (channels,)."""
         parts = list(tensors)
         factor = (parts[0] + self.eps).rsqrt()
         mean = parts[1]
@@ -218,8 +224,12 @@ class Normalisation(Scale):
         shift = -mean * factor
         if self.bias is not None:
             shift = shift + rest.pop(0)
+        return factor, shift
+
+    def ready(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Give factor and shift, as `Scale` takes them."""
         shape = (1, -1, *[1] * (self.ndim - 2))
-        return factor.view(shape), shift.view(shape)
+        return [one.view(shape) for one in self.line(tensors)]
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,6 @@ class Interval(NamedTuple):
         """The middle of the bounds."""
         return (self.lower + self.upper) / 2
 
-    @property
-    def half_width(self) -> Tensor:
-        """Half of the distance of the bounds."""
-        return (self.upper - self.lower) / 2
-
     def intersect(self, other: "Interval") -> "Interval":
         """Give what both intervals contain. Rounding never makes it empty."""
         lower = self.lower.maximum(other.lower)

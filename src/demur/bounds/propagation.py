@@ -70,10 +70,10 @@ class Propagation:
         return found
 
     def weights(self, place: int) -> list[Tensor]:
-        """Give the tensors of a node, in the precision of the region."""
+        """Give what the operation of a node takes, in the precision of the region."""
         if place not in self._ready:
-            held = self.graph.nodes[place].operation.tensors
-            self._ready[place] = [self._found(one) for one in held]
+            operation = self.graph.nodes[place].operation
+            self._ready[place] = operation.ready([self._found(one) for one in operation.tensors])
         return self._ready[place]
 
     def _found(self, held: Held) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from demur.bounds import layers
 from demur.bounds.affine import Constant, Input, Joined, Positive, Scale, Sum
 from demur.bounds.curved import Increasing, Softmax
+from demur.bounds.folding import folded
 from demur.bounds.tracing import WHOLE, Graph, Traced, Tracer, intercepted
 from demur.bounds.unsupported import UnsupportedLayerError
 
@@ -51,7 +52,7 @@ def trace(module: nn.Module, images: Tensor) -> tuple[Graph, Tensor]:
     if not isinstance(answer, Traced):
         raise UnsupportedLayerError(WHOLE, f"an answer of type {type(answer).__name__}")
     tracer.graph.output = answer.node
-    return tracer.graph, answer.value
+    return folded(tracer.graph), answer.value
 
 
 def record(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
