@@ -9,6 +9,8 @@ from demur import Classifier, data
 from demur.attacks import PGD
 from demur.certificates import Prover
 from demur.commands.run import STUDIES, run
+from demur.evaluation.nodes import Train
+from demur.evaluation.on_images import Certify
 from demur.evaluation.profiles import load_profile
 from demur.evaluation.results import read
 from demur.evaluation.scoring import TrainingInputs
@@ -41,8 +43,8 @@ rates = [0.1]
 denial = 0.02
 certified = { eps = 0.06, epochs = 4, ramp = 2, batch_size = 32 }
 adversarial = { eps = 0.06, steps = 2, epochs = 1 }
-attack = { images = 20, eps = [0.05], steps = 3, n_targets = 1, n_queries = 10 }
-papers = { made_per_kind = 20, per_class = 10, images = 10 }
+attack = { images = 20, few = 10, eps = [0.05], steps = 3, n_targets = 1, n_queries = 10 }
+papers = { made_per_kind = 20, per_class = 10 }
 [smoothing]
 epochs = 3
 images = 20
@@ -156,12 +158,36 @@ def test_the_check_of_an_attack_is_not_certified(tmp_path):
     assert set(few) == {10, 20}
 
 
-def test_a_profile_that_does_not_fit_is_refused(tmp_path):
-    text = TINY.replace("test_images = 40", "test_images = 10")
-    check_refusal(STUDY, text, "test_images is 10", tmp_path)
+def test_a_profile_without_some_tables_has_fewer_models(tmp_path):
+    lines = [one for one in TINY.split("[smoothing]")[0].splitlines() if one]
+    text = "\n".join(one for one in lines if not one.startswith(("adversarial", "papers")))
+    text = text.replace("ramp = 2,", 'ramp = 2, column = false, methods = ["branching"],')
+    (tmp_path / "own.toml").write_text(text)
+    study = plan(load_profile(STUDIES[STUDY], str(tmp_path / "own.toml")), None, 0)
+    assert {node.name for node in study.nodes if isinstance(node, Train)} == {
+        "plain",
+        "certified training",
+        "certified consistency, delta 0.03",
+        "certified consistency at 10 % false rejection",
+    }
+    provers = {node.on.name: node.method for node in study.nodes if isinstance(node, Certify)}
+    assert provers["certified training"].methods == ("branching",)
+    assert provers["plain"].methods == ("ibp", "crown-ibp")
 
 
-@pytest.mark.parametrize("name", ["demo", "desk", "paper"])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (("test_images = 40", "test_images = 10"), "test_images is 10"),
+        (("few = 10", "few = 30"), "attack.few cannot be more"),
+        (("ramp = 2,", 'ramp = 2, methods = ["ibq"],'), "'ibp', 'crown-ibp'"),
+    ],
+)
+def test_a_profile_that_does_not_fit_is_refused(tmp_path, changed, said):
+    check_refusal(STUDY, TINY.replace(*changed), said, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["demo", "desk", "paper", "proven"])
 def test_the_profiles_load(name):
     assert load_profile(STUDIES[STUDY], name).certified.eps > 0
 

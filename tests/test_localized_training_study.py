@@ -507,7 +507,7 @@ def test_profiles_that_make_no_sense_are_refused(tmp_path, changed, said):
     check_refusal(STUDY, TINY.replace(*changed), said, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["demo", "desk", "paper"])
+@pytest.mark.parametrize("name", ["demo", "desk", "cifar10", "paper"])
 def test_the_profiles_that_come_along_fit(name):
     profile = load_profile(STUDIES[STUDY], name)
     # One step of 1.25 eps from a random point reaches any corner of the ball (Wong et al. 2020).

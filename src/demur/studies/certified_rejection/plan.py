@@ -15,7 +15,7 @@ from demur.evaluation.on_images import Certify, Evaluate
 from demur.evaluation.scoring import Recipe
 from demur.goals import ForceReject
 from demur.networks import certified_cnn
-from demur.studies.certified_rejection.profile import Profile
+from demur.studies.certified_rejection.profile import PapersProfile, Profile
 from demur.studies.certified_rejection.recipes import (
     Blur,
     ColumnAtRate,
@@ -59,7 +59,8 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
     """
     part = gather_part(profile, profile.attack.images, data_root, seed)
     train, validation = part.train.split(0.1, seeds.derive(seed, "validation"))
-    train.balanced(profile.papers.per_class, seed)
+    if profile.papers is not None:
+        train.balanced(profile.papers.per_class, seed)
     channels, size, _ = train.image_shape
     certified_cnn(train.num_classes, channels=channels, size=size)
     test = part.test
@@ -76,8 +77,9 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
     nodes: list[Node] = [*models.values()]
     for name, model in models.items():
         nodes += _measured(profile, given, name, model, models["plain"], seed)
-    more = (profile.smoothing, profile.batch_size, train, validation, test, seed)
-    nodes += smoothed(*more)
+    if profile.smoothing is not None:
+        more = (profile.smoothing, profile.batch_size, train, validation, test, seed)
+        nodes += smoothed(*more)
     stored = [node for node in nodes if isinstance(node, Evaluate) and node.keep == "stored"]
     return Study(
         nodes=tuple(nodes),
@@ -91,50 +93,76 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
 
 def _models(profile: Profile, given: Material, seed: int) -> Mapping[str, Train]:
     """All models, by name."""
-    certified, papers = profile.certified, profile.papers
+    certified = profile.certified
     train = partial(Train, data=given.train, seed=seed)
     held = partial(Train, data=given.validation, seed=seed)
     simple = SmallCnn(profile.epochs, profile.batch_size)
     proven = SmallCnn(
         certified.epochs, certified.batch_size, certified.eps, certified.ramp, certified.kappa
     )
-    adversarial = SmallCnn(
-        profile.adversarial.epochs,
-        profile.batch_size,
-        attack=PGD(steps=profile.adversarial.steps, random_start=True),
-        threat=ThreatModel("linf", profile.adversarial.eps),
-    )
     plain = train(simple, name="plain")
-    robust = train(adversarial, name="adversarial training")
     safe = train(proven, name="certified training")
-    found = {one.name: one for one in (plain, robust, safe)}
+    found = {one.name: one for one in (plain, safe)}
+    threshold, checked, attacked, learned = FAMILIES
 
     def add(name: str, recipe: Recipe, base: Train) -> None:
         found[name] = held(recipe, base=base, name=name)
 
-    column = replace(proven, reject=True)
-    found["learned reject column"] = train(column, name="learned reject column")
-    threshold, checked, attacked, learned = FAMILIES
+    if profile.adversarial is not None:
+        steps, within = profile.adversarial.steps, profile.adversarial.eps
+        adversarial = SmallCnn(
+            profile.adversarial.epochs,
+            profile.batch_size,
+            attack=PGD(steps=steps, random_start=True),
+            threat=ThreatModel("linf", within),
+        )
+        robust = train(adversarial, name="adversarial training")
+        found[robust.name] = robust
+        for rate in profile.rates:
+            add(at_rate(threshold, rate), Threshold(rate), robust)
+            add(at_rate(attacked, rate), Consistency("pgd", rate=rate), robust)
+        add(f"CPR (unproven check), delta {CPR:g}", Consistency("pgd", CPR), robust)
+    if certified.column:
+        column = train(replace(proven, reject=True), name="learned reject column")
+        found[column.name] = column
+        for rate in profile.rates:
+            add(at_rate(learned, rate), ColumnAtRate(rate), column)
     for rate in profile.rates:
-        add(at_rate(threshold, rate), Threshold(rate), robust)
         add(at_rate(checked, rate), Consistency("ibp", rate=rate), safe)
-        add(at_rate(attacked, rate), Consistency("pgd", rate=rate), robust)
-        add(at_rate(learned, rate), ColumnAtRate(rate), found["learned reject column"])
     for delta in profile.deltas:
         add(f"certified consistency, delta {delta:g}", Consistency("ibp", delta), safe)
-    add(f"CPR (unproven check), delta {CPR:g}", Consistency("pgd", CPR), robust)
-    machines = Machines(LAYERS, papers.per_class, papers.C, min(profile.rates))
-    for name, base, recipe in (
-        ("", plain, simple),
-        (", certified training underneath", safe, proven),
-    ):
-        background = replace(recipe, backgrounds=papers.made_per_kind)
-        one = f"background class{name}"
-        found[one] = train(background, name=one)
-        one = f"deep neural rejection{name}"
-        found[one] = train(machines, validation=given.validation, base=base, name=one)
-        add(f"Gaussian blur{name}", Blur(papers.sigma), base)
+    if profile.papers is not None:
+        found |= _papers(profile, profile.papers, given, (plain, simple), (safe, proven), seed)
     return found
+
+
+def _papers(
+    profile: Profile,
+    papers: PapersProfile,
+    given: Material,
+    simple: tuple[Train, SmallCnn],
+    proven: tuple[Train, SmallCnn],
+    seed: int,
+) -> dict[str, Train]:
+    """The papers' defences on the plain network, and on the one with certified training."""
+    train = partial(Train, data=given.train, seed=seed)
+    machines = Machines(LAYERS, papers.per_class, papers.C, min(profile.rates))
+    found = []
+    for name, (base, recipe) in (("", simple), (", certified training underneath", proven)):
+        background = replace(recipe, backgrounds=papers.made_per_kind)
+        found += [
+            train(background, name=f"background class{name}"),
+            train(
+                machines,
+                validation=given.validation,
+                base=base,
+                name=f"deep neural rejection{name}",
+            ),
+            Train(
+                Blur(papers.sigma), given.validation, seed, base=base, name=f"Gaussian blur{name}"
+            ),
+        ]
+    return {one.name: one for one in found}
 
 
 def _measured(
@@ -148,26 +176,27 @@ def _measured(
     on = partial(Evaluate, model, seed=seed, base=plain)
     machines = name.startswith("deep neural rejection")
     unproven = name.startswith("CPR")
-    attacked = given.attacked
-    if unproven and profile.papers.images < len(attacked):
-        # Each of its scores is an attack of 20 steps.
-        attacked = attacked.sample(profile.papers.images, seeds.derive(seed, "fewer"))
-    nodes: list[Node] = [on(given.test, None), on(attacked, None, split="attacked")]
-    methods = ("ibp",) if machines else CHEAP
-    # Of networks that are not trained for certificates nearly nothing is proven, and linear bounds
-    # of every image are slow. So are kernels against all support vectors.
-    proven_on = given.test
     trained = "certified" in name or name.startswith("learned")
-    if (machines or not trained) and profile.papers.images < len(given.attacked):
-        proven_on = given.attacked.sample(profile.papers.images, seeds.derive(seed, "fewer"))
+    certified = profile.certified
+    prover = Prover(("ibp",) if machines else CHEAP, steps=0)
+    attacked, proven_on = given.attacked, given.test
+    if machines or not trained:
+        # Of networks that are not trained for certificates nearly nothing is proven, and linear
+        # bounds of every image are slow. So are kernels against all support vectors. Each score of
+        # CPR is an attack of 20 steps.
+        attacked = attacked.sample(attack.few, seeds.derive(seed, "fewer"))
+        proven_on = attacked
+    else:
+        prover = replace(prover, methods=certified.methods, splits=certified.splits)
+    nodes: list[Node] = [on(given.test, None), on(attacked, None, split="attacked")]
     for eps in attack.eps:
         threat = ThreatModel("linf", eps)
         nodes.append(on(attacked, threat, ensemble, attacker="strongest", split="attacked"))
         if not unproven:
-            nodes.append(Certify(model, proven_on, threat, Prover(methods, steps=0)))
+            nodes.append(Certify(model, proven_on, threat, prover))
     if _rejects(model.recipe) and not unproven:
         forced = ThreatModel("linf", profile.denial, goal=ForceReject())
-        nodes.append(Certify(model, proven_on, forced, Prover(methods, steps=0)))
+        nodes.append(Certify(model, proven_on, forced, replace(prover, methods=prover.methods[:2])))
     return nodes
 
 

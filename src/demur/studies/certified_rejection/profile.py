@@ -1,22 +1,31 @@
 """The scale of the study: what a profile's TOML file may say."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from demur.certificates.problem import Method
 from demur.studies.fields import INCREASING, Count, Names, Shares, Strict
 
 _Size = Annotated[float, Field(gt=0, le=1)]
 
 
 class CertifiedProfile(Strict):
-    """Certified training: its eps, the passes over the images, and those while eps grows."""
+    """Certified training: its eps, the passes over the images, and those while eps grows.
+
+    `methods` and `splits` certify the networks that are trained so.
+    """
 
     eps: _Size
     epochs: Count
     ramp: float = Field(gt=0)
     kappa: float = Field(0.5, ge=0, le=1)
     batch_size: int = Field(256, ge=2)
+    column: bool = Field(
+        True, description="whether a network with a learned reject column is trained, too | bool"
+    )
+    methods: tuple[Method, ...] = Field(("ibp", "crown-ibp"), min_length=1)
+    splits: Count = 100
 
 
 class AdversarialProfile(Strict):
@@ -28,9 +37,13 @@ class AdversarialProfile(Strict):
 
 
 class AttackProfile(Strict):
-    """The strongest ensemble in Linf, at each eps."""
+    """The strongest ensemble in Linf, at each eps.
+
+    `few` of the images are for models without certified training: little is proven of them.
+    """
 
     images: Count
+    few: Count
     eps: Annotated[tuple[_Size, ...], INCREASING] = Field(min_length=1)
     steps: Count
     n_targets: Count
@@ -44,7 +57,6 @@ class PapersProfile(Strict):
     per_class: int = Field(ge=5)
     C: float = Field(10.0, gt=0)
     sigma: float = Field(1.0, gt=0)
-    images: Count
 
 
 class CaseProfile(Strict):
@@ -74,7 +86,9 @@ class SmoothingProfile(Strict):
 
 
 class Profile(Strict):
-    """The scale of the study."""
+    """The scale of the study. Without `adversarial`, `papers` or `smoothing`, there are none of
+    these models.
+    """
 
     data: Names = Field(min_length=1)
     train_images: int | None = Field(None, ge=1)
@@ -85,8 +99,14 @@ class Profile(Strict):
     rates: Shares = (0.01, 0.02, 0.05)
     denial: _Size = 0.05
     certified: CertifiedProfile
-    adversarial: AdversarialProfile
+    adversarial: AdversarialProfile | None = None
     attack: AttackProfile
-    papers: PapersProfile
-    smoothing: SmoothingProfile
+    papers: PapersProfile | None = None
+    smoothing: SmoothingProfile | None = None
     gallery: int = Field(24, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.attack.few > self.attack.images:
+            raise ValueError("attack.few cannot be more than attack.images")
+        return self

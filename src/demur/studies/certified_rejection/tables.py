@@ -36,10 +36,10 @@ def at_rate(family: str, rate: float) -> str:
 
 def show(profile: Profile, outputs: Outputs) -> Shown:
     """Make all tables and sentences."""
-    texts = {
-        name: text if name.startswith("said") else text.format(**vars(profile))
-        for name, text in read_texts("certified_rejection").items()
-    }
+    texts = read_texts("certified_rejection")
+    given = {**vars(profile), "methods": ", ".join(profile.certified.methods)}
+    for name in ("proven", *(["smoothed"] if profile.smoothing else []), "matched", "delta"):
+        texts[name] = texts[name].format(**given)
     records = outputs.records()
     wide = records.filter(pl.col("norm") == "l2")
     records = records.filter(pl.col("norm").is_null() | (pl.col("norm") != "l2"))
@@ -149,9 +149,10 @@ def _smoothed(
 ) -> list[Table]:
     """Make the tables in L2: one for each eps."""
     tables = []
-    for eps in dict.fromkeys(case.eps for case in profile.smoothing.cases):
+    cases = profile.smoothing.cases if profile.smoothing else ()
+    for eps in dict.fromkeys(case.eps for case in cases):
         rows = []
-        for case in profile.smoothing.cases:
+        for case in cases:
             if case.eps != eps:
                 continue
             own = _at(records.filter(model=case.name), eps)
