@@ -83,6 +83,7 @@ LAYERS = OrderedDict(
     median=lambda: nn.Sequential(MedianFilter(3), nn.Conv2d(2, 2, 3)),
     machines=lambda: nn.Sequential(nn.Flatten(), machines()),
     sigmoid=lambda: nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 4), nn.Sigmoid()),
+    sequence=lambda: nn.Sequential(nn.Flatten(2), nn.Linear(36, 2), nn.BatchNorm1d(2)),
     softmax=lambda: nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 4), nn.Softmax(1)),
     residual=Residual,
     normalised=Normalised,

@@ -83,17 +83,24 @@ def folded(graph: Graph) -> Graph:
         operation = node.operation
         if isinstance(operation, Decision):
             operation = replace(operation, given=places[operation.given])
-        before = nodes[inputs[0]] if len(inputs) == 1 else None
-        if (
-            before is not None
-            and isinstance(operation, Normalisation)
-            and isinstance(before.operation, Linear | Convolution)
-            and len(before.shape) == operation.ndim - 1
-            and readers[node.inputs[0]] == 1
-        ):
-            nodes[inputs[0]] = replace(before, operation=Folded(before.operation, operation))
-            places[number] = inputs[0]
-            continue
+        if isinstance(operation, Normalisation) and readers[node.inputs[0]] == 1:
+            before = nodes[inputs[0]]
+            if _same_channels(before):
+                both = Folded(before.operation, operation)  # type: ignore[arg-type]
+                nodes[inputs[0]] = replace(before, operation=both)
+                places[number] = inputs[0]
+                continue
         places[number] = len(nodes)
         nodes.append(replace(node, operation=operation, inputs=inputs))
     return Graph(nodes, places[graph.output])
+
+
+def _same_channels(node: Node) -> bool:
+    """Say whether the channels of a batch norm behind a node are the rows of the node's weight.
+
+    A dense layer of more than one dimension has its outputs in the last one, a batch norm its
+    channels in the first one.
+    """
+    if isinstance(node.operation, Linear):
+        return len(node.shape) == 1
+    return isinstance(node.operation, Convolution)
