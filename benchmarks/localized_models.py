@@ -1,4 +1,4 @@
-"""Train one model of localized training as the profile `desk` does, and attack it.
+"""Train one model of localized training as the profiles `desk` and `cifar10` do, and attack it.
 
     python benchmarks/localized_models.py --data-root ROOT                    # MNIST, standard
     python benchmarks/localized_models.py --data-root ROOT --model background --box 12
@@ -42,13 +42,15 @@ from demur.studies.localized_training.recipes import (
 )
 from demur.studies.material import gather_part
 
+PROFILES = {"MNIST": "desk", "CIFAR-10": "cifar10"}
+
 
 class Bench:
     """A set of the profile, its images, and what is computed of it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.store = Store(options.store)
-        self.profile = load_profile(STUDIES["localized-training"], "desk")
+        self.profile = load_profile(STUDIES["localized-training"], PROFILES[options.set])
         settings = next(one for one in self.profile.sets if one.name == options.set)
         self.part = gather_part(settings, self.profile.attack.images, options.data_root, 0)
         self.images = _first(_loss_images(self.part, 0), self.profile.attack.images)
@@ -123,7 +125,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--set", default="MNIST")
+    parser.add_argument("--set", choices=PROFILES, default="MNIST")
     parser.add_argument("--model", choices=MODELS, default="standard")
     parser.add_argument("--box", type=int, default=12)
     parser.add_argument("--store", type=Path, default=Path("runs/demur-store"))
