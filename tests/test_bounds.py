@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from demur import Classifier, networks
 from demur.bounds import Propagation, Region, UnsupportedLayerError, trace
 from demur.bounds.affine import Convolution, Linear
+from demur.bounds.folding import Folded
+from demur.bounds.optimised import branched, optimised
 from demur.certificates import certify
 from demur.certificates.problem import SLOPES, Problem
 from demur.classifier import evaluating
@@ -42,6 +44,19 @@ class Residual(nn.Module):
         out += images
         joined = torch.cat([out, 1 - out[:, :1]], dim=1)[:, 1:]
         return self.last(F.leaky_relu(joined, 0.1).view(images.size(0), -1))
+
+
+class TwoReaders(nn.Module):
+    """A convolution that a batch norm reads, and a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        values = self.first(images)
+        return self.norm(values) + values
 
 
 class Normalised(nn.Module):
@@ -86,6 +101,7 @@ LAYERS = OrderedDict(
     sequence=lambda: nn.Sequential(nn.Flatten(2), nn.Linear(36, 2), nn.BatchNorm1d(2)),
     softmax=lambda: nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 4), nn.Softmax(1)),
     residual=Residual,
+    readers=TwoReaders,
     normalised=Normalised,
     dense=lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(PIXELS, 12), nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4)
@@ -163,6 +179,11 @@ def soundness(name, eps, norm, masked, seed, loosened=0.0):
                 graph.output, rows.repeat(3, *[1] * len(shape)), owner, slope
             )
             bounds.append((found.lower.view(3, count), None))
+        some, each = propagation.select(owner), rows.repeat(3, *[1] * len(shape))
+        with torch.no_grad():
+            best, _ = optimised(some, graph.output, each, steps=3)
+            parts = branched(some, graph.output, each, splits=2)
+        bounds += [(best.lower.view(3, count), None), (parts.view(3, count), None)]
     if len(shape) == 1:
         found = propagation.lower_by_intervals(graph.output, rows.expand(3, -1, -1))
         bounds.append((found.lower, None))
@@ -217,6 +238,19 @@ def test_an_unsound_operation_is_noticed(monkeypatch):
 
 
 # Oracles
+
+
+def test_batch_norms_are_folded_only_into_layers_that_nothing_else_reads():
+    images = torch.rand(2, *SHAPE)
+    for module, expected in (
+        (nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), 1),
+        (nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)), 1),
+        (TwoReaders(), 0),
+        (nn.Sequential(nn.Flatten(2), nn.Linear(36, 2), nn.BatchNorm1d(2)), 0),
+        (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3)), 0),
+    ):
+        graph, _ = trace(module.eval(), images)
+        assert sum(isinstance(node.operation, Folded) for node in graph.nodes) == expected
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -173,6 +173,13 @@ def test_a_profile_without_some_tables_has_fewer_models(tmp_path):
     provers = {node.on.name: node.method for node in study.nodes if isinstance(node, Certify)}
     assert provers["certified training"].methods == ("branching",)
     assert provers["plain"].methods == ("ibp", "crown-ibp")
+    # Intervals alone prove that a check never rejects.
+    forced = [
+        node.method.methods
+        for node in study.nodes
+        if isinstance(node, Certify) and node.threat.goal == ForceReject()
+    ]
+    assert len(forced) == 2 and all("ibp" in one for one in forced)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +197,17 @@ def test_a_profile_that_does_not_fit_is_refused(tmp_path, changed, said):
 @pytest.mark.parametrize("name", ["demo", "desk", "paper", "proven"])
 def test_the_profiles_load(name):
     assert load_profile(STUDIES[STUDY], name).certified.eps > 0
+
+
+@pytest.mark.slow
+def test_a_study_without_some_tables_has_results(tmp_path):
+    lines = [one for one in TINY.split("[smoothing]")[0].splitlines() if one]
+    text = "\n".join(one for one in lines if not one.startswith(("adversarial", "papers")))
+    (tmp_path / "own.toml").write_text(text.replace("ramp = 2,", "ramp = 2, column = false,"))
+    results = read(run(STUDY, str(tmp_path / "own.toml"), out=tmp_path / "run"))
+    assert not any("smoothing" in line for line in results.summary)
+    rows = lookup(results.tables[0])[""]
+    assert set(rows) == {"plain", "certified training", "certified consistency, delta 0.03"}
 
 
 @pytest.mark.slow

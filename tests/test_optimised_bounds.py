@@ -11,11 +11,13 @@ from torch import nn
 from demur import Classifier, ThreatModel, data
 from demur.attacks import PGD
 from demur.bounds import Propagation, Region, trace
+from demur.bounds import optimised as module
 from demur.bounds.curved import Relaxation
 from demur.bounds.optimised import branched, optimised, rectifiers
-from demur.certificates import METHODS, certify
+from demur.certificates import certify
+from demur.certificates.certify import proofs
 from demur.defenses import ConfidenceThreshold
-from demur.goals import AnyError
+from demur.goals import AnyError, Evade
 from demur.training import fit
 from tiny_networks import exact_minimum, tiny
 
@@ -114,7 +116,51 @@ def test_any_slopes_and_multipliers_of_the_known_sign_are_sound(seed, eps):
     assert bool(((values @ row[0])[inside] >= float(found.lower) - 1e-9).all())
 
 
-def test_a_slope_above_one_is_unsound_and_would_be_noticed():
+def test_rows_and_images_are_not_exchanged():
+    """Rows that can be proven stand between rows that cannot, each with an image of its own."""
+    network = tiny(3, SIZES).double()
+    last = nn.Linear(SIZES[-2], 4).double()  # one score more, which is 1
+    with torch.no_grad():
+        last.weight.copy_(torch.cat([network[-1].weight, torch.zeros(1, SIZES[-2])]))
+        last.bias.copy_(torch.cat([network[-1].bias, torch.ones(1)]))
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(6, 4, generator=draw, dtype=torch.float64)
+    region = Region.around(images, 0.25)
+    rows = torch.randn(6, 4, generator=draw, dtype=torch.float64)
+    for number, row in enumerate(rows):
+        box = [one[number].numpy() for one in region.box]
+        exact = exact_minimum(network, *box, row[:3].numpy())
+        row[3] = (0.01 if number % 2 else -0.01) - exact
+    network[-1] = last
+    graph, _ = trace(network, images)
+    propagation = Propagation(graph, network, region)
+    with torch.no_grad():
+        propagation.forwards(tighten=True)
+        found = branched(propagation, graph.output, rows, 200)
+        assert (found > 0).tolist() == [False, True] * 3
+        for number in range(6):
+            one = propagation.select(torch.tensor([number]))
+            alone = branched(one, graph.output, rows[number : number + 1], 200)
+            assert bool(alone > 0) == bool(number % 2)
+
+
+@pytest.mark.parametrize("splits", [1, 5, 12])
+def test_no_more_splits_are_made_than_allowed(splits, monkeypatch):
+    made = []
+    original = module._split
+
+    def counted(parts):
+        made.append(len(parts.owner))
+        return original(parts)
+
+    monkeypatch.setattr(module, "_split", counted)
+    with torch.no_grad():
+        propagation, place, row, _ = question(5, shift=-0.001)
+        branched(propagation, place, row, splits)
+    assert 0 < sum(made) <= splits
+
+
+def test_a_negative_slope_is_unsound_and_would_be_noticed():
     """Negative control of the test before."""
     broken = False
     for seed in range(20):
@@ -144,25 +190,48 @@ def test_branching_proves_more_than_crown_and_nothing_that_is_broken(trained):
     classifier = Classifier(network, 10)
     threat = ThreatModel("linf", 0.06)
     result = PGD(steps=20)(classifier, images, labels, threat)
+    assert bool(result.success.any())
     shares = []
-    for methods in (("ibp", "crown-ibp", "crown"), ("ibp", "alpha-crown"), ("ibp", "branching")):
-        found = certify(classifier, images, labels, threat, methods, result, splits=60)
-        shares.append(found.bounds().proven)
-        assert found.bounds().proven <= found.bounds().not_broken
+    for methods in (("ibp", "crown-ibp", "crown"), ("alpha-crown",), ("branching",)):
+        everything = torch.ones(len(images), dtype=torch.bool)
+        found = proofs(classifier, images, labels, threat, methods, everything, 32, 60)
+        assert not bool((found.margin > 0)[result.success].any())
+        shares.append(int((found.margin > 0).sum()))
     assert shares[0] <= shares[1] <= shares[2]
     assert shares[2] > shares[0]
 
 
-def test_gradient_methods_certify_other_goals_and_rules(trained):
+@pytest.mark.parametrize("goal", [Evade(), AnyError()])
+@pytest.mark.parametrize("score", ["margin", "energy"])
+def test_thresholds_are_certified_and_nothing_that_is_broken(trained, score, goal):
     network, images, labels = trained
-    few = images[:6], labels[:6]
-    for classifier in (
-        ConfidenceThreshold(network, 10, score="margin", threshold=2.0),
-        ConfidenceThreshold(network, 10, score="energy", threshold=3.0),
-    ):
-        for goal in (None, AnyError()):
-            options = {} if goal is None else {"goal": goal}
-            threat = ThreatModel("l2", 0.15, **options)
-            crown = certify(classifier, *few, threat)
-            more = certify(classifier, *few, threat, (*METHODS, "branching"), splits=5)
-            assert bool((more.margin >= crown.margin).all())
+    limit = {"margin": 0.1, "energy": 2.0}[score]
+    classifier = ConfidenceThreshold(network, 10, score=score, threshold=limit)
+    threat = ThreatModel("l2", 0.3, goal=goal)
+    result = PGD(steps=20)(classifier, images, labels, threat)
+    everything = torch.ones(len(images), dtype=torch.bool)
+    found = proofs(classifier, images, labels, threat, ("branching",), everything, 32, 5)
+    assert not bool((found.margin > 0)[result.success].any())
+    assert bool((found.margin > 0).any())
+
+
+def test_networks_without_rectifiers_are_certified():
+    images = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        linear[1].weight.copy_(torch.eye(2))
+    for network in (linear, nn.Sequential(*linear, nn.Sigmoid())):
+        for method in ("alpha-crown", "branching"):
+            for eps, expected in ((0.2, 0), (0.3, 1)):
+                threat = ThreatModel("linf", eps)
+                found = certify(
+                    Classifier(network, 2), images, torch.tensor([0]), threat, (method,)
+                )
+                assert found.status.tolist() == [expected]
+
+
+def test_the_weights_of_a_model_get_no_gradient(trained):
+    network, images, labels = trained
+    classifier = Classifier(copy.deepcopy(network).double(), 10)
+    certify(classifier, images[:8], labels[:8], "linf:0.06", ("branching",), splits=3)
+    assert all(one.grad is None for one in classifier.parameters())

@@ -1,7 +1,7 @@
 """Batch norms that follow an affine layer, folded into its weights.
 
-The folded layer is the same function. Its intervals are tighter by rounding alone, and cost less:
-nothing is computed between the two layers.
+The folded layer is the same function. Its intervals differ by rounding alone, and cost less: there
+is nothing to compute between the two layers.
 """
 
 from collections import Counter

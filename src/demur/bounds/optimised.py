@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from demur.bounds.curved import Rectifier, Relaxation
+from demur.bounds.curved import LEAST, Rectifier, Relaxation
 from demur.bounds.held import Interval
 from demur.bounds.propagation import Bounded, Propagation
 
@@ -25,9 +25,13 @@ STEPS = 20
 STEPS_OF_PART = 10
 """Gradient steps in each part, which starts from the slopes of its row."""
 RATE = 0.1
-"""Of Adam, for slopes and multipliers; it falls by 2 % in each step."""
+"""Learning rate of Adam, for slopes and multipliers. It falls by 2 % in each step."""
 ROWS = 128
-"""Rows that are optimised at a time, at most."""
+"""Rows that are optimised at a time, at most; see `at_once`."""
+VALUES = 1 << 21
+"""Values of nodes that are optimised at a time, in all rows. Each needs about 20 numbers."""
+GAP = 1e-6
+"""A part is empty if a lower bound in it is above the upper one by more than this."""
 
 
 def rectifiers(propagation: Propagation, place: int) -> dict[int, int]:
@@ -35,6 +39,12 @@ def rectifiers(propagation: Propagation, place: int) -> dict[int, int]:
     nodes = propagation.graph.nodes[: place + 1]
     found = {number: node.inputs for number, node in enumerate(nodes)}
     return {n: one[0] for n, one in found.items() if isinstance(nodes[n].operation, Rectifier)}
+
+
+def at_once(propagation: Propagation) -> int:
+    """Give the rows that are optimised at a time: fewer for large networks."""
+    values = sum(torch.Size(node.shape).numel() for node in propagation.graph.nodes)
+    return min(ROWS, max(1, VALUES // max(1, values)))
 
 
 def optimised(
@@ -73,9 +83,13 @@ def optimised(
     slopes = {number: one.clone().requires_grad_() for number, one in slopes.items()}
     given = signs or {}
     factors = {n: torch.zeros_like(slopes[n]).detach().requires_grad_() for n in given}
-    optimizer = torch.optim.Adam([*slopes.values(), *factors.values()], lr=RATE)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
+    leaves = [*slopes.values(), *factors.values()]
     owner = torch.arange(len(rows), device=rows.device)
+    if not leaves or not len(rows):
+        relaxation = Relaxation({})
+        return propagation.backwards(place, rows, owner, relaxation), relaxation
+    optimizer = torch.optim.Adam(leaves, lr=RATE)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
     best, kept = None, {number: one.detach().clone() for number, one in slopes.items()}
     for step in range(steps + 1):
         with torch.enable_grad():
@@ -88,13 +102,13 @@ def optimised(
         for number, one in slopes.items():
             chosen = better.view(-1, *[1] * (one.ndim - 1))
             kept[number] = torch.where(chosen, one.detach(), kept[number])
-        if step == steps or bool((best.lower > 0).all()):
+        if step == steps or bool((best.lower > 0).all()) or not found.lower.requires_grad:
             break
-        if not found.lower.requires_grad:  # no rectifier is undecided
-            break
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            (-found.lower.sum()).backward()  # type: ignore[no-untyped-call]
+        # Only these leaves: the weights of the model must not get a gradient.
+        down = -torch.ones_like(lower)
+        gradients = torch.autograd.grad(found.lower, leaves, down, allow_unused=True)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
         optimizer.step()
         schedule.step()
         with torch.no_grad():
@@ -185,15 +199,18 @@ def branched(propagation: Propagation, place: int, rows: Tensor, splits: int) ->
     lost = torch.zeros_like(owner, dtype=torch.bool)
     least = torch.full_like(whole.lower, torch.inf)
     used = torch.zeros_like(owner)
+    step = max(1, at_once(propagation) // 2)
     while True:
         proven = parts.lower > 0
         least = least.scatter_reduce(0, parts.owner[proven], parts.lower[proven], "amin")
         parts = parts.select(~proven)
-        lost[parts.owner[(parts.choice < 0) | (used[parts.owner] >= splits)]] = True
+        # Each open part needs one split at least.
+        needed = used + torch.bincount(parts.owner, minlength=len(rows))
+        lost[parts.owner[(parts.choice < 0) | (needed[parts.owner] > splits)]] = True
         parts = parts.select(~lost[parts.owner])
         if not len(parts.owner):
             break
-        some = torch.arange(min(len(parts.owner), ROWS // 2), device=rows.device)
+        some = torch.arange(min(len(parts.owner), step), device=rows.device)
         rest = parts.select(torch.arange(len(some), len(parts.owner), device=rows.device))
         used.scatter_add_(0, parts.owner[some], torch.ones_like(some))
         halves = _split(parts.select(some))
@@ -229,27 +246,34 @@ def _bounded(
 ) -> Parts:
     """Bound each part, and choose where it is split next."""
     inside = propagation.select(parts.owner)
-    _restrict(inside, sources, parts.signs)
+    empty = _restrict(inside, sources, parts.signs)
     start = {number: one[parts.owner] for number, one in slopes.items()}
     given = rows[parts.owner]
     found, relaxation = optimised(inside, place, given, STEPS_OF_PART, start, parts.signs)
-    lower = torch.maximum(found.lower, parts.lower)
+    lower = torch.maximum(found.lower, parts.lower).masked_fill(empty, torch.inf)
     return Parts(parts.owner, lower, parts.signs, _choice(inside, sources, relaxation))
 
 
-def _restrict(propagation: Propagation, sources: Mapping[int, int], signs: Signs) -> None:
-    """Bring known signs into the intervals, and into those of the nodes behind."""
+def _restrict(propagation: Propagation, sources: Mapping[int, int], signs: Signs) -> Tensor:
+    """Bring known signs into the intervals, and into those of the nodes behind.
+
+    Returns
+    -------
+    Tensor of shape (D,), bool
+        The parts that contain no image.
+    """
     before = propagation.intervals
+    empty = torch.zeros(len(propagation.like), dtype=torch.bool, device=propagation.like.device)
     propagation.intervals = []
-    readers = {source: number for number, source in sources.items()}
     for place, node in enumerate(propagation.graph.nodes):
         found = propagation.interval(node, place).intersect(before[place])
-        if place in readers:
-            sign = signs[readers[place]]
+        for sign in (signs[number] for number, source in sources.items() if source == place):
             low = torch.where(sign > 0, found.lower.clamp(min=0), found.lower)
             high = torch.where(sign < 0, found.upper.clamp(max=0), found.upper)
-            found = Interval(low, high)
+            empty |= (low - high > GAP).flatten(1).any(1)
+            found = Interval(low, torch.maximum(low, high))
         propagation.intervals.append(found)
+    return empty
 
 
 def _choice(propagation: Propagation, sources: Mapping[int, int], relaxation: Relaxation) -> Tensor:
@@ -261,7 +285,7 @@ def _choice(propagation: Propagation, sources: Mapping[int, int], relaxation: Re
             rows = torch.zeros_like(relaxation.slopes[number])
         low, high = propagation.intervals[source]
         undecided = (low < 0) & (high > 0)
-        height = torch.where(undecided, -low * high / (high - low).clamp(min=1e-30), 0.0)
+        height = torch.where(undecided, -low * high / (high - low).clamp(min=LEAST), 0.0)
         found.append((rows.abs() * height).flatten(1))
     if not found:
         return torch.full((len(propagation.like),), -1, device=propagation.like.device)

@@ -7,6 +7,7 @@ intervals of IBP for the inner nodes, CROWN with intervals from CROWN itself.
 """
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -62,10 +63,9 @@ class Propagation:
 
     def select(self, index: Tensor) -> Self:
         """Give the bounds of the images at `index`, which may name an image several times."""
-        found = type(self)(self.graph, _NOTHING, self.allowed.select(index))
-        found.tensors = self.tensors
-        found.modules = self.modules
-        found._ready = self._ready
+        found = copy(self)
+        found.allowed = self.allowed.select(index)
+        found.like = found.allowed.images
         found.intervals = [one.of(index) for one in self.intervals]
         return found
 
@@ -312,9 +312,6 @@ class Propagation:
             module: Any = self.modules[operation.path]
             bound = torch.maximum(bound, module.interval(*given, rows)[0].to(bound))
         return bound, size
-
-
-_NOTHING = nn.Module()
 
 
 def _is_edge(node: Node) -> bool:

@@ -110,7 +110,7 @@ def certify(
         broken |= _broken_by(classifier, images, labels, threat, result)
     found = proofs(classifier, images, labels, threat, chosen, ~broken, batch_size, splits)
     if result is not None or bool(broken.any()):
-        _check_sound(classifier, images, labels, threat, broken, chosen, batch_size)
+        _check_sound(classifier, images, labels, threat, broken, chosen, batch_size, splits)
     status = torch.where(found.margin > 0, int(Status.CERTIFIED), int(Status.UNKNOWN))
     status = torch.where(broken, int(Status.BROKEN), status)
     proven = status == Status.CERTIFIED
@@ -260,9 +260,10 @@ def _check_sound(
     broken: Tensor,
     methods: Sequence[Method],
     batch_size: int,
+    splits: int,
 ) -> None:
     """Raise UnsoundBoundError if a broken image is proven by one of the methods."""
-    found = proofs(classifier, images, labels, threat, methods, broken, batch_size)
+    found = proofs(classifier, images, labels, threat, methods, broken, batch_size, splits)
     both = (broken & (found.margin > 0)).nonzero().flatten().tolist()
     if both:
         raise UnsoundBoundError(

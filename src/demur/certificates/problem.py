@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from demur.bounds import Propagation, Region, UnsupportedLayerError, trace
-from demur.bounds.optimised import ROWS, branched, optimised
+from demur.bounds.optimised import at_once, branched, optimised
 from demur.bounds.propagation import Bounded
 from demur.bounds.rules import (
     ConfidenceRule,
@@ -204,7 +204,10 @@ class Problem:
         if method in ("alpha-crown", "branching"):
             # Without groups, bounds above 0 are not the aim: there is no end to splits.
             splits = self.splits if method == "branching" and options is not None else 0
-            groups = lower.view(-1, options or 1)
+            # A class against itself has the bound 0 in them.
+            groups = lower.view(-1, options or 1).masked_fill(
+                ~flat.any(1).view(-1, options or 1), torch.inf
+            )
             first = torch.arange(len(groups), device=rows.device) * groups.shape[1]
             chosen = (first + groups.argmax(1))[groups.amax(1) <= 0]
             given = flat[chosen], owner[chosen]
@@ -217,7 +220,8 @@ class Problem:
     def _optimised(self, propagation: Propagation, rows: Tensor, owner: Tensor) -> Tensor:
         """Bound rows (R, columns) @ scores with optimised slopes."""
         found = torch.empty(len(rows), dtype=rows.dtype, device=rows.device)
-        for some in torch.split(torch.arange(len(rows), device=rows.device), ROWS):
+        every = torch.arange(len(rows), device=rows.device)
+        for some in torch.split(every, at_once(propagation)):
             given = propagation.select(owner[some])
             found[some] = optimised(given, self.scores, rows[some])[0].lower
         return found
@@ -233,7 +237,7 @@ class Problem:
             for place in lower.argsort().tolist():
                 if left[place]:
                     worst.setdefault(int(owner[place]), place)
-            some = torch.tensor(list(worst.values()), device=rows.device)
+            some = torch.tensor(list(worst.values())[: at_once(propagation)], device=rows.device)
             given = propagation.select(owner[some])
             found = branched(given, self.scores, rows[some], self.splits)
             lower[some] = torch.maximum(lower[some], found)

@@ -178,7 +178,8 @@ def _measured(
     unproven = name.startswith("CPR")
     trained = "certified" in name or name.startswith("learned")
     certified = profile.certified
-    prover = Prover(("ibp",) if machines else CHEAP, steps=0)
+    cheap = Prover(("ibp",) if machines else CHEAP, steps=0)
+    prover = cheap
     attacked, proven_on = given.attacked, given.test
     if machines or not trained:
         # Of networks that are not trained for certificates nearly nothing is proven, and linear
@@ -187,7 +188,7 @@ def _measured(
         attacked = attacked.sample(attack.few, seeds.derive(seed, "fewer"))
         proven_on = attacked
     else:
-        prover = replace(prover, methods=certified.methods, splits=certified.splits)
+        prover = replace(cheap, methods=certified.methods, splits=certified.splits)
     nodes: list[Node] = [on(given.test, None), on(attacked, None, split="attacked")]
     for eps in attack.eps:
         threat = ThreatModel("linf", eps)
@@ -196,7 +197,7 @@ def _measured(
             nodes.append(Certify(model, proven_on, threat, prover))
     if _rejects(model.recipe) and not unproven:
         forced = ThreatModel("linf", profile.denial, goal=ForceReject())
-        nodes.append(Certify(model, proven_on, forced, replace(prover, methods=prover.methods[:2])))
+        nodes.append(Certify(model, proven_on, forced, cheap))
     return nodes
 
 

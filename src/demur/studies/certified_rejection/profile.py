@@ -24,8 +24,14 @@ class CertifiedProfile(Strict):
     column: bool = Field(
         True, description="whether a network with a learned reject column is trained, too | bool"
     )
-    methods: tuple[Method, ...] = Field(("ibp", "crown-ibp"), min_length=1)
-    splits: Count = 100
+    methods: tuple[Method, ...] = Field(
+        ("ibp", "crown-ibp"),
+        min_length=1,
+        description="that certify networks with certified training | names",
+    )
+    splits: Count = Field(
+        100, description='splits of each wrong class by the method "branching", at most | number'
+    )
 
 
 class AdversarialProfile(Strict):
@@ -43,7 +49,7 @@ class AttackProfile(Strict):
     """
 
     images: Count
-    few: Count
+    few: Count = Field(description="images for models without certified training | number")
     eps: Annotated[tuple[_Size, ...], INCREASING] = Field(min_length=1)
     steps: Count
     n_targets: Count

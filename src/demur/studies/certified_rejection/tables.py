@@ -205,8 +205,8 @@ def _summary(
     drawn = contradictions(
         wide.filter(pl.col("attack").is_not_null()), wide.filter(pl.col("certified").is_not_null())
     )
-    said = texts["said of draws"].format(wrong=drawn[0], compared=drawn[1])
+    said = [texts["said of draws"].format(wrong=drawn[0], compared=drawn[1])] if len(wide) else []
     if wrong:
         warning = texts["said of a contradiction"].format(wrong=wrong, compared=compared)
-        return [*sentences, said], [warning]
-    return [*sentences, texts["said of soundness"].format(compared=compared), said], []
+        return [*sentences, *said], [warning]
+    return [*sentences, texts["said of soundness"].format(compared=compared), *said], []
