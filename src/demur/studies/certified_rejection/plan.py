@@ -26,7 +26,7 @@ from demur.studies.certified_rejection.recipes import (
 from demur.studies.certified_rejection.smoothing import smoothed
 from demur.studies.certified_rejection.tables import FAMILIES, at_rate, show
 from demur.studies.comparison.recipes import Machines
-from demur.studies.material import describe_parts, gather_part
+from demur.studies.material import Part, describe_parts, gather_part
 from demur.studies.study import Study
 from demur.threat import ThreatModel
 
@@ -57,6 +57,33 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
     DemurError
         If the data is missing, or the profile does not fit it.
     """
+    part, given = material(profile, data_root, seed)
+    models = _models(profile, given, seed)
+    nodes: list[Node] = [*models.values()]
+    for name, model in models.items():
+        nodes += _measured(profile, given, name, model, models["plain"], seed)
+    if profile.smoothing is not None:
+        nodes += smoothed(
+            profile.smoothing,
+            profile.batch_size,
+            given.train,
+            given.validation,
+            given.test,
+            seed,
+        )
+    stored = [node for node in nodes if isinstance(node, Evaluate) and node.keep == "stored"]
+    return Study(
+        nodes=tuple(nodes),
+        data=describe_parts([part], None),
+        taken=f"Data: {part.taken}.",
+        show=partial(show, profile),
+        gallery=tuple(stored),
+        pictures=profile.gallery,
+    )
+
+
+def material(profile: Profile, data_root: Path | None, seed: int) -> tuple[Part[Profile], Material]:
+    """Load the images, and say which serve for what."""
     part = gather_part(profile, profile.attack.images, data_root, seed)
     train, validation = part.train.split(0.1, seeds.derive(seed, "validation"))
     if profile.papers is not None:
@@ -72,23 +99,7 @@ def plan(profile: Profile, data_root: Path | None, seed: int) -> Study:
             )
         test = test.sample(profile.test_images, seeds.derive(seed, "test images"))
     attacked = test.sample(profile.attack.images, seeds.derive(seed, "attacked"))
-    given = Material(train, validation, test, attacked)
-    models = _models(profile, given, seed)
-    nodes: list[Node] = [*models.values()]
-    for name, model in models.items():
-        nodes += _measured(profile, given, name, model, models["plain"], seed)
-    if profile.smoothing is not None:
-        more = (profile.smoothing, profile.batch_size, train, validation, test, seed)
-        nodes += smoothed(*more)
-    stored = [node for node in nodes if isinstance(node, Evaluate) and node.keep == "stored"]
-    return Study(
-        nodes=tuple(nodes),
-        data=describe_parts([part], None),
-        taken=f"Data: {part.taken}.",
-        show=partial(show, profile),
-        gallery=tuple(stored),
-        pictures=profile.gallery,
-    )
+    return part, Material(train, validation, test, attacked)
 
 
 def _models(profile: Profile, given: Material, seed: int) -> Mapping[str, Train]:
