@@ -196,3 +196,28 @@ def test_requests_that_do_not_fit_are_refused():
     for build in (certified_cnn, certified_cnn7):
         with pytest.raises(DemurError, match="certified training needs"):
             build(10, size=7)
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+def test_bfloat16_computes_nearly_the_same_loss_and_gradients(method):
+    images, labels = some(64)
+    images = images / 255
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        module = network(2).train()
+        loss = CertifiedLoss(0.05, 0, 1, regularizer=0.5, method=method, precision=precision)
+        value, scores = loss(module, images, labels, 0.6)
+        value.backward()
+        assert value.dtype == scores.dtype == torch.float32
+        gradient = torch.cat([one.grad.flatten() for one in module.parameters()])
+        assert gradient.dtype == torch.float32
+        found[precision] = (value.detach(), gradient)
+    (one, first), (other, second) = found.values()
+    assert not torch.equal(one, other)  # the products are in another precision
+    torch.testing.assert_close(one, other, rtol=0.02, atol=0)
+    assert float(torch.cosine_similarity(first, second, dim=0)) > 0.99
+
+
+def test_an_unknown_precision_is_named():
+    with pytest.raises(DemurError, match="precision"):
+        CertifiedLoss(0.1, precision="float16")

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from demur.classifier import check_counts
+from demur.hardware import has_fast_bfloat16, pick_device
 from demur.networks.certified import certified_weights
 from demur.seeds import derive
 from demur.training.certified_loss import CertifiedLoss, CertifiedRejectLoss
@@ -36,6 +37,7 @@ def certified_fit(
     initialise: bool = True,
     seed: int = 0,
     device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
     checkpoint: Path | str | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
 ) -> list[Epoch]:
@@ -63,6 +65,8 @@ def certified_fit(
         Whether the weights are drawn anew, see `networks.certified_weights`.
     seed, device, checkpoint, validation
         As for `fit`.
+    precision : {"auto", "float32", "bfloat16"}, default "auto"
+        As for `CertifiedLoss`; "auto" is bfloat16 where the device is fast in it.
 
     Returns
     -------
@@ -89,7 +93,11 @@ def certified_fit(
     check_counts(epochs=epochs)
     ramp = 0.4 * epochs if ramp is None else ramp
     kind = CertifiedRejectLoss if reject else CertifiedLoss
-    loss = kind(eps, warmup, ramp, kappa, regularizer, method)
+    half = precision == "bfloat16" or (
+        precision == "auto" and has_fast_bfloat16(pick_device(device))
+    )
+    products: Literal["float32", "bfloat16"] = "bfloat16" if half else "float32"
+    loss = kind(eps, warmup, ramp, kappa, regularizer, method, products)
     if initialise:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "certified weights"))

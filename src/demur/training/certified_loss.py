@@ -46,6 +46,9 @@ class CertifiedLoss:
     method : {"ibp", "crown-ibp"}, default "ibp"
         "crown-ibp" mixes its bound with that of IBP: the share of CROWN-IBP falls from 1 to 0
         during the ramp (Zhang et al. 2020).
+    precision : {"float32", "bfloat16"}, default "float32"
+        Of the products of dense layers and convolutions, for scores and intervals. All else is
+        float32.
 
     Examples
     --------
@@ -60,8 +63,11 @@ class CertifiedLoss:
     kappa: float = 0.5
     regularizer: float = 0.5
     method: Literal["ibp", "crown-ibp"] = "ibp"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16"):
+            raise unknown("precision", self.precision, ("float32", "bfloat16"))
         if self.method not in get_args(Literal["ibp", "crown-ibp"]):
             raise unknown("method of certified training", self.method, ("ibp", "crown-ibp"))
         if not (0 < self.eps <= 1 and 0 <= self.kappa <= 1):
@@ -103,17 +109,19 @@ class CertifiedLoss:
         loss : Tensor of shape ()
         scores : Tensor of shape (n, outputs)
         """
-        with torch.autocast(images.device.type, enabled=False):
+        kind = images.device.type
+        half = self.precision == "bfloat16"
+        share = self.progress(epoch)
+        left = 1 - share
+        # Before the ramp, the regularisers see a box of the first step of eps.
+        eps = self.eps * max(share, 1e-3)
+        with torch.autocast(kind, torch.bfloat16, enabled=half):
             graph, scores = trace(network, images)
-            clean = self._weight * nn.functional.cross_entropy(scores, labels)
-            share = self.progress(epoch)
-            left = 1 - share
-            if share == 0 and not self.regularizer:
-                return clean, scores
-            # Before the ramp, the regularisers see a box of the first step of eps.
-            eps = self.eps * max(share, 1e-3)
             propagation = Propagation(graph, network, Region.around(images, eps))
-            propagation.forwards()
+            if share or self.regularizer:
+                propagation.forwards()
+        with torch.autocast(kind, enabled=False):
+            clean = self._weight * nn.functional.cross_entropy(scores, labels)
             kappa = 1 - (1 - self.kappa) * share
             loss = kappa * clean
             if kappa < 1:
@@ -157,7 +165,7 @@ class CertifiedRejectLoss(CertifiedLoss):
 
     Parameters
     ----------
-    eps, warmup, ramp, kappa, regularizer, method
+    eps, warmup, ramp, kappa, regularizer, method, precision
         As for `CertifiedLoss`.
     clean_weight : float, default 2
         Lambda_2 of the authors' code: 2 for MNIST at eps .3, and 1 at .4.

@@ -109,7 +109,12 @@ def _models(profile: Profile, given: Material, seed: int) -> Mapping[str, Train]
     held = partial(Train, data=given.validation, seed=seed)
     simple = SmallCnn(profile.epochs, profile.batch_size)
     proven = SmallCnn(
-        certified.epochs, certified.batch_size, certified.eps, certified.ramp, certified.kappa
+        certified.epochs,
+        certified.batch_size,
+        certified.eps,
+        certified.ramp,
+        certified.kappa,
+        certified.learning_rate,
     )
     plain = train(simple, name="plain")
     safe = train(proven, name="certified training")

@@ -21,6 +21,7 @@ class CertifiedProfile(Strict):
     ramp: float = Field(gt=0)
     kappa: float = Field(0.5, ge=0, le=1)
     batch_size: int = Field(256, ge=2)
+    learning_rate: float = Field(5e-4, gt=0, description="of Adam, before it falls | number")
     column: bool = Field(
         True, description="whether a network with a learned reject column is trained, too | bool"
     )

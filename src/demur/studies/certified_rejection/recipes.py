@@ -38,7 +38,7 @@ class SmallCnn:
     epochs, batch_size : int
     eps : float, optional
         Certified training within this Linf eps.
-    ramp, kappa : float
+    ramp, kappa, learning_rate : float
         Of certified training.
     attack : Attack, optional
         Adversarial training, within `threat`.
@@ -54,6 +54,7 @@ class SmallCnn:
     eps: float | None = None
     ramp: float = 1.0
     kappa: float = 0.5
+    learning_rate: float = 5e-4
     attack: Attack | None = None
     threat: ThreatModel | None = None
     backgrounds: int = 0
@@ -76,7 +77,7 @@ class SmallCnn:
         options = given.options(self.epochs, self.batch_size)
         if self.eps is not None:
             options |= {"eps": self.eps, "ramp": self.ramp, "kappa": self.kappa}
-            options["reject"] = self.reject
+            options |= {"learning_rate": self.learning_rate, "reject": self.reject}
             certified_fit(network, images, labels, **options)
         else:
             options["optimizer"] = partial(torch.optim.Adam, lr=RATE)
