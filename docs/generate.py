@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "background-class",
     "background-extensions",
+    "defence-transfer",
     "localized-training",
     "neural-rejection",
     "smoothing",

@@ -81,13 +81,6 @@ class Constant(Operation):
         return summed(rows * tensors[0][0], node)
 
 
-def _around(centre: Tensor, radius: Tensor, kind: torch.dtype) -> Interval:
-    """Give the interval in this precision: autocast computes a product in another one."""
-    centre = centre.to(kind)
-    radius = radius.to(kind)
-    return Interval(centre - radius, centre + radius)
-
-
 @dataclass(frozen=True)
 class Linear(Operation):
     """`weight @ x + bias` on the last dimension."""
@@ -106,10 +99,9 @@ class Linear(Operation):
         """Centre and radius: the radius is multiplied by the absolute weights."""
         half = tensors[0] / 2
         bias = tensors[1] if len(tensors) > 1 else None
-        both, width = given[0].lower + given[0].upper, given[0].upper - given[0].lower
-        centre = nn.functional.linear(both, half, bias)
-        radius = nn.functional.linear(width, half.abs())
-        return _around(centre, radius, both.dtype)
+        centre = nn.functional.linear(given[0].lower + given[0].upper, half, bias)
+        radius = nn.functional.linear(given[0].upper - given[0].lower, half.abs())
+        return Interval(centre - radius, centre + radius)
 
     def transpose(
         self, tensors: Sequence[Tensor], rows: Tensor, shapes: Sequence[tuple[int, ...]]
@@ -144,7 +136,7 @@ class Convolution(Operation):
         both, width = given[0].lower + given[0].upper, given[0].upper - given[0].lower
         centre = nn.functional.conv2d(both, half, bias, *self.options)
         radius = nn.functional.conv2d(width, half.abs(), None, *self.options)
-        return _around(centre, radius, both.dtype)
+        return Interval(centre - radius, centre + radius)
 
     def transpose(
         self, tensors: Sequence[Tensor], rows: Tensor, shapes: Sequence[tuple[int, ...]]

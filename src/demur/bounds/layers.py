@@ -20,7 +20,7 @@ def linear(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
     bias = values[2] if len(values) > 2 else None
     if isinstance(weight, Traced) or isinstance(bias, Traced):
         raise tracer.unsupported("a product of two values of the images")
-    value = nn.functional.linear(given.value, weight, bias).to(given.value.dtype)
+    value = nn.functional.linear(given.value, weight, bias)
     operation = Linear(tracer.held(weight), None if bias is None else tracer.held(bias))
     return tracer.add(operation, (given.node,), value)
 
@@ -53,8 +53,7 @@ def convolution(tracer: Tracer, name: str, args: Any, kwargs: Given) -> Any:
         padding = tuple(one // 2 for one in reach)
     stride = _pair(given.get("stride", 1))
     options = (stride, _pair(padding), dilation, given.get("groups", 1))
-    image = given["input"].value
-    value = nn.functional.conv2d(image, weight, bias, *options).to(image.dtype)
+    value = nn.functional.conv2d(given["input"].value, weight, bias, *options)
     held = None if bias is None else tracer.held(bias)
     operation = Convolution(tracer.held(weight), held, options)
     return tracer.add(operation, (given["input"].node,), value)

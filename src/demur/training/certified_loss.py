@@ -6,14 +6,17 @@ norms take the statistics of the clean images, for the clean scores and for the 
 2021; De Palma et al. 2024, MTL-IBP).
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from demur.bounds import Interval, Propagation, Region, trace
 from demur.bounds.curved import Rectifier
+from demur.bounds.tracing import Traced
 from demur.errors import DemurError, unknown
 
 TOLERANCE = 0.5
@@ -23,6 +26,26 @@ ETAS = (0.0, 0.1, 0.5, 0.9)
 TINY = 1e-12
 MIDDLE = 0.25
 """The first quarter of the ramp grows with the fourth power, the rest linearly."""
+
+
+class HalvedProducts(TorchFunctionMode):
+    """Within it, dense layers and convolutions compute in bfloat16, and give what they were given.
+
+    Autocast alone would give bfloat16, and all that follows would lose digits. Float64 stays.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Compute a product in bfloat16, and all else as it is."""
+        kwargs = kwargs or {}
+        if func not in (nn.functional.linear, nn.functional.conv2d):
+            return func(*args, **kwargs)
+        if Traced in types:
+            with self:  # torch would record the product outside of this mode
+                return Traced.__torch_function__(func, types, args, kwargs)
+        with torch.autocast(args[0].device.type, torch.bfloat16):
+            return func(*args, **kwargs).to(args[0].dtype)
 
 
 @dataclass(frozen=True)
@@ -109,26 +132,24 @@ class CertifiedLoss:
         loss : Tensor of shape ()
         scores : Tensor of shape (n, outputs)
         """
-        kind = images.device.type
         half = self.precision == "bfloat16"
         share = self.progress(epoch)
         left = 1 - share
         # Before the ramp, the regularisers see a box of the first step of eps.
         eps = self.eps * max(share, 1e-3)
-        with torch.autocast(kind, torch.bfloat16, enabled=half):
+        with HalvedProducts() if half else nullcontext():
             graph, scores = trace(network, images)
             propagation = Propagation(graph, network, Region.around(images, eps))
             if share or self.regularizer:
                 propagation.forwards()
-        with torch.autocast(kind, enabled=False):
-            clean = self._weight * nn.functional.cross_entropy(scores, labels)
-            kappa = 1 - (1 - self.kappa) * share
-            loss = kappa * clean
-            if kappa < 1:
-                loss = loss + (1 - kappa) * self._robust(propagation, labels, left)
-            if self.regularizer and left > 0:
-                loss = loss + self.regularizer * left * regularisers(propagation)
-            return loss, scores
+        clean = self._weight * nn.functional.cross_entropy(scores, labels)
+        kappa = 1 - (1 - self.kappa) * share
+        loss = kappa * clean
+        if kappa < 1:
+            loss = loss + (1 - kappa) * self._robust(propagation, labels, left)
+        if self.regularizer and left > 0:
+            loss = loss + self.regularizer * left * regularisers(propagation)
+        return loss, scores
 
     def _robust(self, propagation: Propagation, labels: Tensor, share: float) -> Tensor:
         """Give the cross-entropy of scores that are as bad as the bounds allow."""
