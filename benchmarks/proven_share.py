@@ -1,14 +1,15 @@
 """What limits the proven share: the certifier, or the training?
 
-    OMP_NUM_THREADS=1 python benchmarks/proven_share.py --data-root ROOT [--epochs 30] [--ramp 12]
-        [--eps 0.3] [--images 1000] [--seed 0] [--store FOLDER] [--reuse-stale]
+    OMP_NUM_THREADS=1 python benchmarks/proven_share.py --data-root ROOT [--profile proven]
+        [--radius 0.15] [--images 1000] [--seed 0] [--store FOLDER] [--reuse-stale]
 
-The network is that of the study `certified-rejection`: certified training on MNIST. The first table
-has, for each radius r, the test images with a right answer that intervals prove within r. With
-delta = r it is the share of images that certified consistency answers correctly; with
-eps = r + delta it is the share that is proven. The second part certifies the first images by each
-method, one after the other, each on those that are left, and attacks the rest by PGD: what PGD
-breaks, no certifier can prove. The same command goes on where it was stopped.
+The network is that of a profile of the study `certified-rejection`: certified training on MNIST.
+With the --store of a run of the study, it is not trained again. The first table has, for each
+radius r, the test images with a right answer that intervals prove within r. With delta = r it is
+the share of images that certified consistency answers correctly; with eps = r + delta it is the
+share that is proven. The second part certifies the first images by each method, one after the
+other, each on those that are left, and attacks the rest by PGD: what PGD breaks, no certifier can
+prove. The same command goes on where it was stopped.
 """
 
 import argparse
@@ -33,15 +34,11 @@ from demur.evaluation.store import Store
 from demur.studies.certified_rejection.plan import _models, material
 
 RADII = (0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25, 0.3)
-TRIED = 0.175
 
 
 def network(options: argparse.Namespace) -> tuple[Classifier, ImageSet]:
     """Train the network, or take it from the store."""
-    profile = load_profile(STUDIES["certified-rejection"], "proven")
-    changed = {"epochs": options.epochs, "ramp": options.ramp, "eps": options.eps}
-    certified = profile.certified.model_copy(update=changed)
-    profile = profile.model_copy(update={"certified": certified})
+    profile = load_profile(STUDIES["certified-rejection"], options.profile)
     given = material(profile, options.data_root, options.seed)[1]
     node: Train = _models(profile, given, options.seed)["certified training"]
     outputs = execute(
@@ -69,12 +66,14 @@ def by_radius(classifier: Classifier, test: ImageSet, right: Tensor) -> None:
         print(share(f"r = {radius:g}: right and proven", found.margin > 0), flush=True)
 
 
-def by_method(classifier: Classifier, test: ImageSet, right: Tensor, splits: int) -> None:
+def by_method(
+    classifier: Classifier, test: ImageSet, right: Tensor, radius: float, splits: int
+) -> None:
     """Print what each method adds, and what PGD breaks of the rest."""
     images = test.to_float()
-    threat = ThreatModel("linf", TRIED)
+    threat = ThreatModel("linf", radius)
     left = right.clone()
-    print(f"r = {TRIED:g}: {int(right.sum())} of {len(test)} images are right", flush=True)
+    print(f"r = {radius:g}: {int(right.sum())} of {len(test)} images are right", flush=True)
     for method in ALL_METHODS:
         tried = int(left.sum())
         start = time.process_time()
@@ -94,9 +93,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--ramp", type=float, default=12.0)
-    parser.add_argument("--eps", type=float, default=0.3)
+    parser.add_argument("--profile", default="proven")
+    parser.add_argument("--radius", type=float, default=0.15)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--splits", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
@@ -107,7 +105,7 @@ def main() -> None:
     right = classifier.predict(test.to_float()).cpu() == test.labels
     by_radius(classifier, test, right)
     first = torch.arange(min(options.images, len(test)))
-    by_method(classifier, test.subset(first), right[first], options.splits)
+    by_method(classifier, test.subset(first), right[first], options.radius, options.splits)
 
 
 if __name__ == "__main__":
