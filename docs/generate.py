@@ -33,6 +33,7 @@ PAGES = (
     "defence-transfer",
     "localized-training",
     "neural-rejection",
+    "rejection-extensions",
     "smoothing",
     "profiles",
 )
