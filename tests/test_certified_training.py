@@ -221,3 +221,5 @@ def test_bfloat16_computes_nearly_the_same_loss_and_gradients(method):
 def test_an_unknown_precision_is_named():
     with pytest.raises(DemurError, match="precision"):
         CertifiedLoss(0.1, precision="float16")
+    with pytest.raises(DemurError, match="precision"):
+        certified_fit(network(), *some(64), eps=0.1, epochs=1, precision="float16")

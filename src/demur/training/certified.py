@@ -93,11 +93,9 @@ def certified_fit(
     check_counts(epochs=epochs)
     ramp = 0.4 * epochs if ramp is None else ramp
     kind = CertifiedRejectLoss if reject else CertifiedLoss
-    half = precision == "bfloat16" or (
-        precision == "auto" and has_fast_bfloat16(pick_device(device))
-    )
-    products: Literal["float32", "bfloat16"] = "bfloat16" if half else "float32"
-    loss = kind(eps, warmup, ramp, kappa, regularizer, method, products)
+    if precision == "auto":
+        precision = "bfloat16" if has_fast_bfloat16(pick_device(device)) else "float32"
+    loss = kind(eps, warmup, ramp, kappa, regularizer, method, precision)
     if initialise:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "certified weights"))

@@ -44,8 +44,9 @@ class HalvedProducts(TorchFunctionMode):
         if Traced in types:
             with self:  # torch would record the product outside of this mode
                 return Traced.__torch_function__(func, types, args, kwargs)
-        with torch.autocast(args[0].device.type, torch.bfloat16):
-            return func(*args, **kwargs).to(args[0].dtype)
+        given = args[0] if args else kwargs["input"]
+        with torch.autocast(given.device.type, torch.bfloat16):
+            return func(*args, **kwargs).to(given.dtype)
 
 
 @dataclass(frozen=True)
@@ -132,24 +133,25 @@ class CertifiedLoss:
         loss : Tensor of shape ()
         scores : Tensor of shape (n, outputs)
         """
-        half = self.precision == "bfloat16"
-        share = self.progress(epoch)
-        left = 1 - share
-        # Before the ramp, the regularisers see a box of the first step of eps.
-        eps = self.eps * max(share, 1e-3)
-        with HalvedProducts() if half else nullcontext():
-            graph, scores = trace(network, images)
-            propagation = Propagation(graph, network, Region.around(images, eps))
-            if share or self.regularizer:
-                propagation.forwards()
-        clean = self._weight * nn.functional.cross_entropy(scores, labels)
-        kappa = 1 - (1 - self.kappa) * share
-        loss = kappa * clean
-        if kappa < 1:
-            loss = loss + (1 - kappa) * self._robust(propagation, labels, left)
-        if self.regularizer and left > 0:
-            loss = loss + self.regularizer * left * regularisers(propagation)
-        return loss, scores
+        with torch.autocast(images.device.type, enabled=False):
+            half = self.precision == "bfloat16"
+            share = self.progress(epoch)
+            left = 1 - share
+            # Before the ramp, the regularisers see a box of the first step of eps.
+            eps = self.eps * max(share, 1e-3)
+            with HalvedProducts() if half else nullcontext():
+                graph, scores = trace(network, images)
+                propagation = Propagation(graph, network, Region.around(images, eps))
+                if share or self.regularizer:
+                    propagation.forwards()
+            clean = self._weight * nn.functional.cross_entropy(scores, labels)
+            kappa = 1 - (1 - self.kappa) * share
+            loss = kappa * clean
+            if kappa < 1:
+                loss = loss + (1 - kappa) * self._robust(propagation, labels, left)
+            if self.regularizer and left > 0:
+                loss = loss + self.regularizer * left * regularisers(propagation)
+            return loss, scores
 
     def _robust(self, propagation: Propagation, labels: Tensor, share: float) -> Tensor:
         """Give the cross-entropy of scores that are as bad as the bounds allow."""
